@@ -1,0 +1,58 @@
+"""Every error that Sote raises by itself, as one tree.
+
+    SoteError                 exit code 1
+    ├── UserError             exit code 2: the input is wrong; one line names it and the mend
+    │   ├── RecipeError       a recipe: unknown key, wrong type, bad value, missing file
+    │   ├── SourceError       pictures: no such folder, empty, not one readable picture
+    │   ├── WeightsError      a pretrained file is missing or is not what the recipe takes it for
+    │   ├── RunFolderError    the run folder belongs to another recipe, or is in use
+    │   ├── CheckpointError   a checkpoint of another shape, stage or variant, or a broken one
+    │   └── RequestError      a generation request that cannot be met
+    └── RunFailed             exit code 1: the run itself failed (too many failed rows, NaN loss)
+
+Failures of machines (lost node, out of memory) are not here: they raise as they are, and Ray retries.
+
+Kind: pure.
+"""
+
+from typing import ClassVar
+
+
+class SoteError(Exception):
+    """Root of the tree. `exit_code` is what the `sote` command ends with."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UserError(SoteError):
+    """The user's input is wrong. The message is one line: what is wrong, and what would be right."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class RecipeError(UserError):
+    """A recipe cannot be used. One line for each problem: `file: field: what is wrong, what would be right`."""
+
+
+class SourceError(UserError):
+    """Pictures cannot be had from where the recipe says they are."""
+
+
+class WeightsError(UserError):
+    """A pretrained file is missing, or its content is not what it is taken for."""
+
+
+class RunFolderError(UserError):
+    """The run folder cannot be used: another recipe's, another process's, or not a run folder."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or export is broken, or has another shape, stage or variant than asked for."""
+
+
+class RequestError(UserError):
+    """A request to the model names something it cannot do."""
+
+
+class RunFailed(SoteError):
+    """The run could not be finished; what was committed stays and the same command continues it."""

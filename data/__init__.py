@@ -1,0 +1,1 @@
+"""Pictures -> rows -> scores and tags -> captions -> latents."""

@@ -1,0 +1,1 @@
+"""Latents -> checkpoint -> export."""
