@@ -59,6 +59,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("bucket", pa.string(), "`<width>x<height>` in pixels that it is trained at", "latents"),
     Column("latent_shard", pa.string(), "latent file, relative to RUN/latents", "latents"),
     Column("latent_offset", pa.int32(), "row within the latent file", "latents"),
+    Column("caption_tags", NAMES, "the caption as the list of its tags, never to be split from text", "caption"),
     # what stages tell each other
     Column("row", pa.int32(), "place of the row in its shard", "index", catalogue=False),
     Column("bytes", pa.int64(), "size of the file", "index", catalogue=False),
@@ -68,6 +69,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("series", NAMES, "copyrights named by the sidecar, underscores as there", "index", catalogue=False),
     Column("title", pa.string(), "full title (visual novel)", "index", catalogue=False),
     Column("short_title", pa.string(), "short title (visual novel)", "index", catalogue=False),
+    Column("index_skip", pa.string(), "`index: <reason>` of a file that is no picture's", "index", catalogue=False),
     Column("index_error", pa.string(), "`index: <reason>`, such as a broken sidecar", "index", catalogue=False),
     Column("mode", pa.string(), "colour mode in the file: RGB, RGBA, P, L, I;16, CMYK, ...", "decode", catalogue=False),
     Column("frames", pa.int32(), "number of frames; the first is used", "decode", catalogue=False),
