@@ -59,11 +59,13 @@ class _Lines:
         if moment - self.last >= SECONDS_BETWEEN_LINES and self.done < self.total:
             self.last = moment
             left = (moment - self.start) / max(self.done, 1) * (self.total - self.done)
-            print(f"  {self.what}: {self.done}/{self.total} {self.unit}, {left:.0f} s left", file=sys.stderr, flush=True)
+            self._say(f"{left:.0f} s left")
 
     def close(self) -> None:
-        seconds = time.monotonic() - self.start
-        print(f"  {self.what}: {self.done}/{self.total} {self.unit} in {seconds:.1f} s", file=sys.stderr, flush=True)
+        self._say(f"took {time.monotonic() - self.start:.1f} s")
+
+    def _say(self, rest: str) -> None:
+        print(f"  {self.what}: {self.done}/{self.total} {self.unit}, {rest}", file=sys.stderr, flush=True)
 
 
 class Metrics:

@@ -94,11 +94,11 @@ class LatentsPart(Part):
 
 
 class WorkPart(Part):
-    """How the work is cut. A shard is the unit of resume; a slice is what one task hands on at a time."""
+    """What changes no result, so that a run can be continued with other values.
 
-    shard_rows: int = Field(default=1000, ge=1)
-    slice_rows: int = Field(default=16, ge=1)
-    batch_rows: int = Field(default=16, ge=1)
+    A run fails when more than `max_failed_share` of its files end in an error.
+    """
+
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
 
 
@@ -106,6 +106,8 @@ class CurateRecipe(Recipe):
     """Pictures -> captions and latents."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
+    shard_rows: int = Field(default=1000, ge=1)  # the unit of resume
+    slice_rows: int = Field(default=16, ge=1)  # the batch of every model, always cut at the same rows of a shard
     decode: DecodePart = DecodePart()
     duplicates: DuplicatesPart = DuplicatesPart()
     score: ScorePart = ScorePart()

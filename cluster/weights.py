@@ -1,0 +1,212 @@
+"""Every pretrained file that Sote knows by a key: where it is from, which revision and files, under which licence.
+
+A recipe names weights by key or by a local path. Keys are looked up in the Hugging Face cache of the machine; nothing
+is downloaded behind the user's back: a missing file is an error that says how to fetch it.
+Sources of names, sizes and revisions: model pages of the repositories; sizes are those of the listed files.
+
+Kind: pure, but for looking at files.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sote.cluster.errors import WeightsError
+
+GB = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Files of one repository that belong together. `bytes` is None where no source states the size."""
+
+    key: str
+    what: str
+    repo: str
+    revision: str | None
+    files: tuple[str, ...]
+    licence: str
+    bytes: int | None
+
+    def fetch_command(self) -> str:
+        """The shell command that brings the files to this machine's cache."""
+        at = f" --revision {self.revision}" if self.revision else ""
+        return f"hf download {self.repo} {' '.join(self.files)}{at}"
+
+
+STABILITY = "Stability AI Non-Commercial Research Community License"
+FAIR = "Fair AI Public License 1.0-SD, with the Stability AI Non-Commercial Research Community License underneath"
+_PRIOR_FOLDER = (
+    "model_index.json",
+    "prior/config.json",
+    "prior/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "scheduler/scheduler_config.json",
+)
+_DECODER_FOLDER = (
+    "model_index.json",
+    "decoder/config.json",
+    "decoder/diffusion_pytorch_model.safetensors",
+    "vqgan/config.json",
+    "vqgan/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "scheduler/scheduler_config.json",
+)
+
+KNOWN: tuple[Weights, ...] = (
+    Weights(
+        key="wd-swinv2-tagger-v3",
+        what="tagger (10,861 tags)",
+        repo="SmilingWolf/wd-swinv2-tagger-v3",
+        revision=None,
+        files=("model.onnx", "selected_tags.csv"),
+        licence="Apache-2.0",
+        bytes=None,
+    ),
+    Weights(
+        key="aesthetic-shadow-v2",
+        what="aesthetic scorer (ViT, 1.09 B parameters, 1024 px)",
+        repo="Disty0/aesthetic-shadow-v2",  # a copy; the original shadowlilac/aesthetic-shadow-2 may be gone
+        revision=None,
+        files=("config.json", "preprocessor_config.json", "model.safetensors"),
+        licence="CC-BY-NC-4.0",
+        bytes=int(4.37 * GB),
+    ),
+    Weights(
+        key="clip-vit-b-32-openai",
+        what="image tower of the quality scorer (open_clip ViT-B-32-quickgelu)",
+        repo="timm/vit_base_patch32_clip_224.openai",
+        revision=None,
+        files=("open_clip_config.json", "open_clip_model.safetensors"),
+        licence="MIT (OpenAI CLIP)",
+        bytes=None,
+    ),
+    Weights(
+        key="aes-b32-v0",
+        what="head of the quality scorer",
+        repo="hakurei/waifu-diffusion-v1-4",
+        revision=None,
+        files=("models/aes-B32-v0.pth",),
+        licence="not stated with the file: read the card of the repository",
+        bytes=659_000,
+    ),
+    Weights(
+        key="llava-1.5-7b",
+        what="reader of text in pictures",
+        repo="llava-hf/llava-1.5-7b-hf",
+        revision=None,
+        files=(
+            "config.json",
+            "generation_config.json",
+            "preprocessor_config.json",
+            "processor_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "model.safetensors.index.json",
+            "model-00001-of-00003.safetensors",
+            "model-00002-of-00003.safetensors",
+            "model-00003-of-00003.safetensors",
+        ),
+        licence="Llama 2 Community License",
+        bytes=None,
+    ),
+    Weights(
+        key="stable-cascade-effnet",
+        what="encoder (EfficientNet): pixels -> latents",
+        repo="stabilityai/stable-cascade",
+        revision="a89f66d459ae653e3b4d4f992a7c3789d0dc4d16",
+        files=("effnet_encoder.safetensors",),
+        licence=STABILITY,
+        bytes=81_500_000,
+    ),
+    Weights(
+        key="stable-cascade-prior",
+        what="prior (Stage C) with text encoder",
+        repo="stabilityai/stable-cascade-prior",
+        revision="7ca32c21c3b4d4e35bbb94fcfedfb4fa2259bd91",
+        files=_PRIOR_FOLDER,
+        licence=STABILITY,
+        bytes=int(17.14 * GB),
+    ),
+    Weights(
+        key="stable-cascade-decoder",
+        what="decoder (Stage B) and vqgan (Stage A)",
+        repo="stabilityai/stable-cascade",
+        revision="a89f66d459ae653e3b4d4f992a7c3789d0dc4d16",
+        files=_DECODER_FOLDER,
+        licence=STABILITY,
+        bytes=int(9.1 * GB),
+    ),
+    Weights(
+        key="sotediffusion-wuerstchen3",
+        what="the seed's prior (Stage C) with its text encoder",
+        repo="Disty0/sotediffusion-wuerstchen3",
+        revision=None,
+        files=_PRIOR_FOLDER,
+        licence=FAIR,
+        bytes=None,
+    ),
+    Weights(
+        key="sotediffusion-wuerstchen3-decoder",
+        what="the seed's decoder (Stage B) and vqgan (Stage A)",
+        repo="Disty0/sotediffusion-wuerstchen3-decoder",
+        revision=None,
+        files=_DECODER_FOLDER,
+        licence=FAIR,
+        bytes=None,
+    ),
+)
+BY_KEY = {weights.key: weights for weights in KNOWN}
+
+
+def locate(reference: str, *, field: str) -> Path:
+    """The folder (or file) with the weights that a recipe's `field` names by key or by local path.
+
+    A key of one single file gives that file, a key of several gives their folder.
+    Raises WeightsError in one line: which file is missing, where from, under which licence, how to fetch it.
+    """
+    if weights := BY_KEY.get(reference):
+        if found := present(weights):
+            return found
+        size = f", {weights.bytes / GB:.2f} GB" if weights.bytes else ""
+        raise WeightsError(
+            f"{field}: {missing(weights)[0]} of {reference} is not on this machine: it is in the repository "
+            f"{weights.repo} on huggingface.co (licence: {weights.licence}{size}); fetch it with "
+            f"`{weights.fetch_command()}` or name a local folder"
+        )
+    path = Path(reference).expanduser()
+    if path.exists():
+        return path
+    raise WeightsError(f"{field}: {reference!r} is neither a path here nor known by key; keys: {', '.join(BY_KEY)}")
+
+
+def present(weights: Weights) -> Path | None:
+    """Where the weights lie in the cache of this machine, or None if a file is missing."""
+    found = [_cached(weights, file) for file in weights.files]
+    whole = [path for path in found if path is not None]
+    if len(whole) < len(found):
+        return None
+    first = whole[0]
+    return first if len(whole) == 1 else first.parents[weights.files[0].count("/")]
+
+
+def missing(weights: Weights) -> list[str]:
+    """The names of the files that are not in the cache of this machine."""
+    return [file for file in weights.files if _cached(weights, file) is None]
+
+
+def _cached(weights: Weights, file: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache  # half a second to import: not for `sote --help`
+
+    found = try_to_load_from_cache(weights.repo, file, revision=weights.revision)
+    return Path(found) if isinstance(found, str) else None
