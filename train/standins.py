@@ -1,0 +1,147 @@
+"""Stand-ins of the models that training starts from: the real classes, layouts and names in miniature.
+
+`make` writes the two diffusers pipeline folders `prior` and `decoder`, untrained, equal for equal seeds. The tokenizer
+is the real one: its vocabulary ships inside open_clip.
+
+Kind: actor.
+"""
+
+import gzip
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
+from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
+from diffusers.schedulers.scheduling_ddpm_wuerstchen import DDPMWuerstchenScheduler
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from sote.cluster import storage
+from sote.train import names
+
+TEXT_WIDTH = 40  # 1280 in the real text encoder; two copies of 49,408 token vectors are most of the stand-ins' bytes
+IMAGE_WIDTH = 40  # 768 in the real CLIP image encoder
+RES, TIME, ATTENTION = "SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"
+
+# Keys as in the published configs; only widths and depths are small
+PRIOR_CONFIG: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 1,
+    "conditioning_dim": 64,
+    "block_out_channels": (64, 64),
+    "num_attention_heads": (2, 2),
+    "down_num_layers_per_block": (2, 3),
+    "up_num_layers_per_block": (3, 2),
+    "down_blocks_repeat_mappers": (1, 1),
+    "up_blocks_repeat_mappers": (1, 1),
+    "block_types_per_layer": ((RES, TIME, ATTENTION), (RES, TIME, ATTENTION)),
+    "clip_text_in_channels": TEXT_WIDTH,
+    "clip_text_pooled_in_channels": TEXT_WIDTH,
+    "clip_image_in_channels": IMAGE_WIDTH,
+    "dropout": (0.1, 0.1),
+    "timestep_conditioning_type": ("sca", "crp"),
+    "switch_level": (False,),
+}
+DECODER_CONFIG: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "patch_size": 2,
+    "conditioning_dim": 32,
+    "block_out_channels": (16, 32, 32, 32),
+    "num_attention_heads": (0, 0, 2, 2),
+    "down_num_layers_per_block": (1, 1, 2, 1),
+    "up_num_layers_per_block": (1, 2, 1, 1),
+    "down_blocks_repeat_mappers": (1, 1, 1, 1),
+    "up_blocks_repeat_mappers": (3, 3, 2, 2),
+    "block_types_per_layer": ((RES, TIME), (RES, TIME), (RES, TIME, ATTENTION), (RES, TIME, ATTENTION)),
+    "clip_text_in_channels": None,
+    "clip_text_pooled_in_channels": TEXT_WIDTH,
+    "clip_image_in_channels": None,
+    "effnet_in_channels": 16,
+    "pixel_mapper_in_channels": 3,
+    "dropout": (0.0, 0.0, 0.1, 0.1),
+    "timestep_conditioning_type": ("sca",),
+    "switch_level": None,
+}
+# scale_factor: Stability's StageA, with which Stage B was trained; diffusers' default 0.3764 is Wuerstchen v2's
+VQGAN_CONFIG: dict[str, Any] = {"levels": 2, "bottleneck_blocks": 2, "embed_dim": 32, "scale_factor": 0.43}
+# bos, eos and vocabulary of laion/CLIP-ViT-bigG-14-laion2B-39B-b160k; pad 1 as published, padding itself is the eos
+TEXT_CONFIG: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": TEXT_WIDTH,
+    "intermediate_size": 4 * TEXT_WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 77,
+    "hidden_act": "gelu",
+    "projection_dim": TEXT_WIDTH,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+    "pad_token_id": 1,
+}
+# Layout of OpenAI's vocabulary: 256 bytes, the same ending a word, merges, two marks (open_clip tokenizer.py)
+VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+MERGES = 49152 - 256 - 2
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def make(folder: Path, *, seed: int = 0) -> None:
+    """Write `folder`/prior and `folder`/decoder. Equal seeds give equal files."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text_encoder = CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_CONFIG))
+        prior = StableCascadeUNet(**PRIOR_CONFIG)
+        decoder = StableCascadeUNet(**DECODER_CONFIG)
+        vqgan = PaellaVQModel(**VQGAN_CONFIG)
+        for module in vqgan.modules():
+            if hasattr(module, "gammas"):  # fresh gammas are zero: every block would do nothing
+                torch.nn.init.normal_(module.gammas, std=0.1)
+    text_encoder.config.architectures = ["CLIPTextModelWithProjection"]
+    prior.save_pretrained(folder / "prior" / "prior")
+    decoder.save_pretrained(folder / "decoder" / "decoder")
+    vqgan.save_pretrained(folder / "decoder" / "vqgan")
+    for name, index in (("prior", names.PRIOR_INDEX), ("decoder", names.DECODER_INDEX)):
+        _write_text_encoder(text_encoder, folder / name / "text_encoder")
+        DDPMWuerstchenScheduler().save_pretrained(folder / name / "scheduler")
+        write_tokenizer(folder / name / "tokenizer")
+        storage.write_text(folder / name / "model_index.json", json.dumps(index, indent=2) + "\n")
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write the CLIP tokenizer (vocab.json, merges.txt and its two configs), padding with the end mark."""
+    with resources.files("open_clip").joinpath(VOCABULARY).open("rb") as file:
+        lines = gzip.decompress(file.read()).decode("utf-8").split("\n")
+    merges = lines[1 : MERGES + 1]
+    letters = list(_byte_letters())
+    words = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge.split()) for merge in merges)]
+    vocabulary = {word: number for number, word in enumerate([*words, START, END])}
+    marks = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    config = marks | {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+    }
+    storage.write_text(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
+    storage.write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
+    storage.write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+    storage.write_text(folder / "special_tokens_map.json", json.dumps(marks, indent=2) + "\n")
+
+
+def _write_text_encoder(model: CLIPTextModelWithProjection, folder: Path) -> None:
+    """As `save_pretrained` writes it, but without its progress bar."""
+    model.config.save_pretrained(folder)
+    with storage.atomic(folder / "model.safetensors") as temporary:
+        save_file(model.state_dict(), temporary, metadata={"format": "pt"})
+
+
+def _byte_letters() -> list[str]:
+    """The 256 letters that stand for bytes in a byte-level vocabulary: printable ones themselves, then others."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [number for number in range(256) if number not in printable]
+    return [chr(number) for number in printable] + [chr(256 + place) for place in range(len(others))]
