@@ -1,0 +1,176 @@
+"""`sote curate`: the stages in their order, run over shards, resumable at any moment.
+
+STAGES is the way of the data. Neighbours with the same `run` are one pass over the pictures. Running the same command
+again does what is not yet committed, and nothing else.
+
+Kind: wiring.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sote.cluster import logs, recipe, session, storage, weights
+from sote.cluster.errors import RunFailed, SourceError
+from sote.cluster.storage import RunFolder
+from sote.data import catalogue, decode, dedup, derive, index, latents, look, read, shards
+from sote.data.catalogue import Count
+from sote.data.recipe import CurateRecipe
+from sote.data.shards import Row, Work
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: the recipe tables that its rows depend on (besides earlier stages'), and the pass that makes them."""
+
+    name: str
+    parts: tuple[str, ...]
+    run: Callable[[Work], None]
+
+
+def run(work_recipe: CurateRecipe, folder: RunFolder, *, address: str | None, redo_from: str | None = None) -> Count:
+    """Curate: run every stage that is not committed, then write the catalogue. Returns how the files ended.
+
+    `redo_from` names a stage that is done again, with all that follow. Raises SourceError (not one readable picture)
+    and RunFailed (more files failed than `work.max_failed_share`); committed shards stay in either case.
+    """
+    work = Work(work_recipe, folder, digests(work_recipe))
+    if redo_from is not None:
+        forget(work, redo_from)
+    passes = [list(group) for _, group in itertools.groupby(STAGES, key=lambda stage: stage.run)]
+    for stage in passes[0]:
+        stage.run(work)
+    _probe(work)
+    if any(work.pending(stage.name) for stage in STAGES[1:]):
+        with session.connect(address):
+            for group in passes[1:]:
+                if any(work.pending(stage.name) for stage in group):
+                    group[0].run(work)
+                _refuse_too_many_failures(work, [stage.name for stage in group])
+    return catalogue.write(work)
+
+
+def check(work_recipe: CurateRecipe) -> None:
+    """Find what is wrong with a recipe's input before anything starts: missing folders, missing weights."""
+    for source in work_recipe.sources:
+        index.check(source)
+    look.models_of(work_recipe)
+    if work_recipe.text is not None:
+        weights.locate(work_recipe.text.reader, field="text.reader")
+    if work_recipe.latents is not None:
+        weights.locate(work_recipe.latents.encoder, field="latents.encoder")
+
+
+def digests(work_recipe: CurateRecipe) -> dict[str, str]:
+    """For each stage the digest of the recipe parts that it and all stages before it depend on."""
+    dumped = work_recipe.model_dump(mode="json")
+    found: dict[str, str] = {}
+    before = ""
+    for stage in STAGES:
+        before = recipe.digest_of([before, {part: dumped[part] for part in stage.parts}])
+        found[stage.name] = before
+    return found
+
+
+def may_differ(redo_from: str | None) -> set[str]:
+    """The recipe tables that may differ from the run's: `work`, and those of the stages that are done again."""
+    names = [stage.name for stage in STAGES]
+    redone = STAGES[names.index(redo_from) :] if redo_from else ()
+    kept = STAGES[: names.index(redo_from)] if redo_from else STAGES
+    return {"work"} | {part for stage in redone for part in stage.parts} - {
+        part for stage in kept for part in stage.parts
+    }
+
+
+def forget(work: Work, stage: str) -> None:
+    """Take back the commit markers of `stage` and of all stages after it."""
+    names = [each.name for each in STAGES]
+    for name in names[names.index(stage) :]:
+        for marker in (work.folder.root / "rows" / name).glob("*.done"):
+            marker.unlink()
+    if stage == "index":
+        storage.marker(work.index_marker).unlink(missing_ok=True)
+
+
+def _index(work: Work) -> None:
+    """List the files of all sources. It is one act: until its last shard is written, none counts."""
+    if work.shard_count():
+        return
+    started, count, rows = time.monotonic(), 0, 0
+    for table in index.tables(work.recipe.sources, shard_rows=work.recipe.shard_rows):
+        work.commit("index", count, table, seconds=time.monotonic() - started)
+        count, rows, started = count + 1, rows + table.num_rows, time.monotonic()
+    storage.commit(work.index_marker, digest=work.digests["index"], shards=count, rows=rows)
+
+
+def _duplicates(work: Work) -> None:
+    """Find near-duplicates over all shards at once, then commit shard by shard."""
+    started = time.monotonic()
+    columns = ("row", "id", "pixel_id", "phash", "thumb", "width", "height", "format", "bytes", "date")
+    scores = ("aesthetic_score", "quality_score", "index_error", "decode_error", "decode_skip", "index_skip")
+    with logs.progress("duplicates", work.row_count()) as advance:
+        rows: list[Row] = []
+        for shard in range(work.shard_count()):
+            rows += [row | {"shard": shard} for row in work.read(shard, (*columns, *scores))]
+        sound = [row for row in rows if row["phash"] is not None and not any(row[name] for name in scores[2:])]
+        grouping = dedup.groups(dedup.Candidates.of(sound), work.recipe.duplicates)
+        for at, row in enumerate(sound):
+            if grouping.group[at] >= 0:
+                row["duplicate_group"] = int(grouping.group[at])
+                row["keeper"] = sound[int(grouping.keeper[at])]["id"]
+                row["duplicate_distance"] = int(grouping.distance[at])
+            reason = grouping.reason[at]
+            row["duplicates_skip"] = f"duplicates: {reason}" if reason else None
+        seconds = (time.monotonic() - started) / max(work.shard_count(), 1)
+        for shard, group in itertools.groupby(rows, key=lambda row: int(row["shard"])):
+            members = list(group)
+            work.commit("duplicates", shard, shards.table_of("duplicates", members), seconds=seconds)
+            advance(len(members))
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("index", ("sources", "shard_rows"), _index),
+    Stage("decode", ("decode", "slice_rows"), look.run),
+    Stage("score", ("score",), look.run),
+    Stage("tag", ("tag",), look.run),
+    Stage("duplicates", ("duplicates",), _duplicates),
+    Stage("text", ("text",), read.run),
+    Stage("caption", ("caption",), derive.run),
+    Stage("select", ("select",), derive.run),
+    Stage("latents", ("latents",), latents.run),
+)
+
+
+def _probe(work: Work) -> None:
+    """Find one file that opens as a picture, before any model is loaded."""
+    for shard in range(work.shard_count()):
+        for row in work.read(shard, ("uri", "index_skip")):
+            if row["index_skip"] is None and decode.opens(Path(row["uri"])):
+                return
+    places = ", ".join(source.path for source in work.recipe.sources)
+    raise SourceError(f"sources: not one readable picture among the {work.row_count()} files in {places}")
+
+
+def _refuse_too_many_failures(work: Work, stages: list[str]) -> None:
+    limit = work.recipe.work.max_failed_share * work.row_count()
+    for stage in stages:
+        facts = [storage.committed(work.folder.rows(stage, shard)) or {} for shard in range(work.shard_count())]
+        failed = sum(int(each.get("failed", 0)) for each in facts)
+        if failed > limit:
+            reasons = dict(_sum(facts))
+            raise RunFailed(
+                f"{stage}: {failed} of {work.row_count()} files failed, more than work.max_failed_share allows "
+                f"({work.recipe.work.max_failed_share}): {reasons}; mend the files or raise the share, then run again"
+            )
+
+
+def _sum(facts: list[dict[str, object]]) -> Iterator[tuple[str, int]]:
+    totals: dict[str, int] = {}
+    for each in facts:
+        errors = each.get("errors", {})
+        if isinstance(errors, dict):
+            for reason, number in errors.items():
+                totals[reason] = totals.get(reason, 0) + number
+    yield from sorted(totals.items(), key=lambda item: -item[1])

@@ -1,0 +1,141 @@
+"""The rows of a run, shard by shard: what is committed, what is pending, reading and committing.
+
+The driver commits; workers compute. A shard of a stage counts when its marker carries the digest of the recipe parts
+that the stage and the stages before it depend on, so a changed recipe is never mixed with old rows.
+
+Kind: pure, but for files.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sote.cluster import storage
+from sote.cluster.logs import Metrics
+from sote.cluster.storage import RunFolder
+from sote.data import schema
+from sote.data.recipe import CurateRecipe
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every stage gets: its recipe, its run folder, and the digest that each stage's markers must carry."""
+
+    recipe: CurateRecipe
+    folder: RunFolder
+    digests: dict[str, str]
+
+    @property
+    def metrics(self) -> Metrics:
+        return Metrics(self.folder.metrics)
+
+    @property
+    def index_marker(self) -> Path:
+        """Stands for the whole index: its marker says how many shards and rows there are."""
+        return self.folder.root / "rows" / "index"
+
+    def shard_count(self) -> int:
+        """How many shards the index has; 0 before the index is whole."""
+        facts = storage.committed(self.index_marker)
+        return int(facts["shards"]) if facts and facts["digest"] == self.digests["index"] else 0
+
+    def row_count(self) -> int:
+        """How many files the index holds."""
+        facts = storage.committed(self.index_marker)
+        return int(facts["rows"]) if facts else 0
+
+    def pending(self, stage: str) -> list[int]:
+        """The shards that `stage` has not committed under this recipe, in order."""
+        return [shard for shard in range(self.shard_count()) if not self.is_committed(stage, shard)]
+
+    def is_committed(self, stage: str, shard: int) -> bool:
+        facts = storage.committed(self.folder.rows(stage, shard))
+        return facts is not None and facts["digest"] == self.digests[stage]
+
+    def rows_in(self, shard: int) -> int:
+        return int(pq.read_metadata(self.folder.rows("index", shard)).num_rows)
+
+    def read(self, shard: int, columns: Iterable[str]) -> list[Row]:
+        """The rows of one shard with the named columns, each from the stage that writes it, in order of `row`."""
+        return read_rows(self.folder, shard, columns)
+
+    def commit(self, stage: str, shard: int, table: pa.Table, *, seconds: float) -> None:
+        """Write one shard of a stage and its marker, and say so in the metrics.
+
+        Raises ValueError if the table is not one row for each row of the shard, in order: a stage never drops rows.
+        """
+        wanted = schema.written_by(stage)
+        table = table.select(wanted.names).cast(wanted)
+        if table["row"].to_pylist() != list(range(self.rows_in(shard) if stage != "index" else table.num_rows)):
+            raise ValueError(f"stage {stage} shard {shard}: {table.num_rows} rows, not one for each row of the shard")
+        reasons = reasons_in(table, stage)
+        path = self.folder.rows(stage, shard)
+        storage.write_table(path, table)
+        facts = {
+            "rows": table.num_rows,
+            "failed": sum(reasons[f"{stage}_error"].values()),
+            "seconds": round(seconds, 3),
+            "errors": dict(sorted(reasons[f"{stage}_error"].items())),
+            "skips": dict(sorted(reasons[f"{stage}_skip"].items())),
+        }
+        storage.commit(path, digest=self.digests[stage], **facts)
+        self.metrics.write(kind="stage", stage=stage, shard=shard, **facts)
+
+
+def read_rows(folder: RunFolder, shard: int, columns: Iterable[str]) -> list[Row]:
+    """The rows of one shard with the named columns, joined over the stages that write them."""
+    by_stage: dict[str, list[str]] = {}
+    for name in columns:
+        by_stage.setdefault(schema.BY_NAME[name].stage, []).append(name)
+    rows: list[Row] = []
+    for stage, names in by_stage.items():
+        found = pq.read_table(folder.rows(stage, shard), columns=names).to_pylist()
+        rows = [old | new for old, new in zip(rows, found, strict=True)] if rows else found
+    return rows
+
+
+def table_of(stage: str, rows: Sequence[Row]) -> pa.Table:
+    """Rows as a table with the columns that `stage` writes; a key that a row lacks is null."""
+    wanted = schema.written_by(stage)
+    columns = {field.name: pa.array([row.get(field.name) for row in rows], type=field.type) for field in wanted}
+    return pa.table(columns, schema=wanted)
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """A table as Arrow IPC bytes, to travel in one cell."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def from_bytes(data: bytes) -> pa.Table:
+    """The table that `to_bytes` packed."""
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()
+
+
+def batch_of(cells: dict[str, Any]) -> dict[str, Any]:
+    """Cells as a Ray Data batch of one. Bytes go as objects: numpy's own bytes type would cut trailing zeros."""
+    return {
+        name: np.array([value], dtype=object if isinstance(value, bytes) else None) for name, value in cells.items()
+    }
+
+
+def reasons_in(table: pa.Table, stage: str) -> dict[str, Counter[str]]:
+    """How often each reason stands in the error and the skip column of a stage."""
+    names = (f"{stage}_error", f"{stage}_skip")
+    return {
+        name: Counter(reason for reason in table[name].to_pylist() if reason)
+        if name in table.column_names
+        else Counter()
+        for name in names
+    }
