@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sote.cluster import logs, recipe, session, storage, weights
+from sote.cluster import logs, recipe, session, storage
 from sote.cluster.errors import RunFailed, SourceError
 from sote.cluster.storage import RunFolder
 from sote.data import catalogue, decode, dedup, derive, index, latents, look, read, shards
@@ -50,17 +50,6 @@ def run(work_recipe: CurateRecipe, folder: RunFolder, *, address: str | None, re
                     group[0].run(work)
                 _refuse_too_many_failures(work, [stage.name for stage in group])
     return catalogue.write(work)
-
-
-def check(work_recipe: CurateRecipe) -> None:
-    """Find what is wrong with a recipe's input before anything starts: missing folders, missing weights."""
-    for source in work_recipe.sources:
-        index.check(source)
-    look.models_of(work_recipe)
-    if work_recipe.text is not None:
-        weights.locate(work_recipe.text.reader, field="text.reader")
-    if work_recipe.latents is not None:
-        weights.locate(work_recipe.latents.encoder, field="latents.encoder")
 
 
 def digests(work_recipe: CurateRecipe) -> dict[str, str]:

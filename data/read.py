@@ -7,7 +7,6 @@ Kind: wiring.
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 

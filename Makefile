@@ -1,0 +1,38 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything lives in .venv; nothing else is touched.
+
+PYTHON ?= python3
+BIN := .venv/bin
+LOCK := requirements.lock
+READY := .venv/.ready
+
+.PHONY: demo test check setup lock clean
+
+demo: $(READY)  ## the whole river, small and offline
+	@$(BIN)/sote demo --out runs/demo
+
+test: $(READY)  ## the tests
+	@$(BIN)/python -m pytest
+
+check: $(READY)  ## format, lint, types, layers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy -p sote
+	@$(BIN)/lint-imports
+
+setup: $(READY)
+
+$(READY): $(LOCK) pyproject.toml
+	@echo "setting up .venv (about 6 GB; a minute or two)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes $(LOCK)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $(READY)
+
+lock:  ## pin every dependency anew, with hashes
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --quiet --upgrade --output-file $(LOCK)
+
+clean:  ## remove the environment and caches, never runs
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

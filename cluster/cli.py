@@ -1,0 +1,231 @@
+"""The `sote` command: the door. One short function for each verb; what a verb needs is imported inside it.
+
+Exit codes: 0 done, 1 the run failed, 2 the user's input is wrong (one line on standard error, no traceback).
+
+Kind: wiring.
+"""
+
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sote.cluster.errors import SoteError
+
+if TYPE_CHECKING:
+    from sote.cluster.recipe import Recipe
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+app = typer.Typer(
+    name="sote",
+    help="Pictures -> captions -> latents -> checkpoint -> images, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="the TOML recipe")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="the run folder")]
+
+
+class Format(StrEnum):
+    """The layouts that a checkpoint can be exported in."""
+
+    diffusers = "diffusers"
+    comfyui = "comfyui"
+    unet = "unet"
+
+
+class Door:
+    """What the global options said."""
+
+    address: str | None = None
+
+
+@app.callback()
+def options(
+    address: Annotated[
+        str | None, typer.Option(help="a running Ray cluster; without it, an own local one that ends with the command")
+    ] = None,
+) -> None:
+    Door.address = address
+
+
+@app.command(epilog="Example: sote demo --out runs/demo")
+def demo(
+    images: Annotated[Path | None, typer.Option(help="a folder of your own pictures instead of the drawn ones")] = None,
+    out: Annotated[Path, typer.Option(help="the run folder to make or to continue")] = Path("runs/demo"),
+) -> None:
+    """Run the whole river, small and offline: pictures to a served image, with a report."""
+    from sote.serve import demo as whole
+
+    whole.run(out, images=images, address=Door.address, command=_command())
+
+
+@app.command(epilog="Example: sote check runs/demo/recipes/curate.toml")
+def check(recipe: RecipePath) -> None:
+    """Validate a recipe; print it resolved, and the plan: workers, memory, hours."""
+    from rich.console import Console
+
+    from sote.cluster import recipe as recipes
+
+    loaded = _load_any(recipe)
+    print(recipes.dumps(loaded))
+    Console().print(_plan(loaded))
+
+
+@app.command(epilog="Example: sote curate runs/demo/recipes/curate.toml")
+def curate(
+    recipe: RecipePath,
+    stage: Annotated[str | None, typer.Option(help="do this stage again, and what follows from it")] = None,
+) -> None:
+    """Pictures -> captions and latents. The same command again continues where it stopped."""
+    from sote.cluster import recipe as recipes
+    from sote.cluster import storage
+    from sote.data import pipeline, plan
+    from sote.data.recipe import CurateRecipe
+    from sote.serve.report import write_report
+
+    loaded = recipes.load(recipe, CurateRecipe)
+    plan.check(loaded, stage=stage)
+    with storage.open_run(
+        loaded, verb="curate", command=_command(), may_differ=pipeline.may_differ(stage)
+    ) as folder:
+        count = pipeline.run(loaded, folder, address=Door.address, redo_from=stage)
+        report = write_report(folder.root)
+    print(f"{count.rows} files: {count.picked} picked, {count.skipped} skipped, {count.failed} failed")
+    print(f"catalogue: {folder.catalogue}\nreport:    {report}")
+
+
+@app.command(epilog="Example: sote train runs/demo/recipes/train.toml")
+def train(recipe: RecipePath) -> None:
+    """Latents -> checkpoint. The same command again continues from the last checkpoint."""
+    from sote.cluster import recipe as recipes
+    from sote.cluster import storage
+    from sote.serve.report import write_report
+    from sote.train import launch, plan
+    from sote.train.recipe import TrainRecipe
+
+    loaded = recipes.load(recipe, TrainRecipe)
+    plan.check(loaded)
+    with storage.open_run(loaded, verb="train", command=_command(), may_differ=plan.MAY_DIFFER) as folder:
+        launch.run(loaded, folder=folder, address=Door.address)
+        report = write_report(folder.root)
+    print(f"checkpoints: {folder.checkpoints}\nreport:      {report}")
+
+
+@app.command(epilog="Example: sote export runs/demo exported --format comfyui")
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the folder to write to")],
+    form: Annotated[Format, typer.Option("--format", help="the layout to write")] = Format.diffusers,
+) -> None:
+    """Newest checkpoint -> published weights, fp16 safetensors."""
+    from sote.train import export as exports
+
+    for path in exports.export(run, out, form.value):
+        print(path)
+
+
+@app.command(epilog="Example: sote serve runs/demo/recipes/serve.toml")
+def serve(recipe: RecipePath) -> None:
+    """Checkpoint -> HTTP endpoint, until Ctrl-C."""
+    from sote.cluster import recipe as recipes
+    from sote.cluster import storage
+    from sote.serve import app as serving
+    from sote.serve import plan
+    from sote.serve.recipe import ServeRecipe
+
+    loaded = recipes.load(recipe, ServeRecipe)
+    plan.check(loaded)
+    with storage.open_run(
+        loaded, verb="serve", command=_command(), may_differ=ServeRecipe.model_fields.keys()
+    ) as folder:
+        serving.run(loaded, folder=folder, address=Door.address, ready=print)
+
+
+@app.command(epilog="Example: sote status runs/demo")
+def status(run: RunPath) -> None:
+    """Rows for each stage and reason; step, images seen, rate, time left."""
+    from rich.console import Console
+
+    from sote.cluster import status as states
+
+    Console().print(states.render(states.status(run)))
+
+
+@app.command(epilog="Example: sote report runs/demo")
+def report(run: RunPath) -> None:
+    """Write RUN/report.html again."""
+    from sote.serve.report import write_report
+
+    print(write_report(run))
+
+
+@app.command(epilog="Example: sote doctor")
+def doctor() -> None:
+    """Devices, engines, weights present or missing, what would run where."""
+    from rich.console import Console
+
+    from sote.cluster import doctor as examination
+
+    Console().print(examination.render(examination.examine()))
+
+
+def main() -> None:
+    """Run the command; turn an error of ours into its exit code and line."""
+    from sote.cluster import logs
+
+    logs.setup()
+    try:
+        app()
+    except SoteError as error:
+        print(f"sote: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("sote: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _load_any(path: Path) -> "Recipe":
+    """Load a recipe as the kind whose fields it shares the most of."""
+    import tomllib
+
+    from sote.cluster import recipe as recipes
+    from sote.data.recipe import CurateRecipe
+    from sote.serve.recipe import ServeRecipe
+    from sote.train.recipe import TrainRecipe
+
+    kinds: tuple[type[Recipe], ...] = (CurateRecipe, TrainRecipe, ServeRecipe)
+    try:
+        keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        keys = {}.keys()  # `load` says what is wrong with the file
+    return recipes.load(path, max(kinds, key=lambda kind: len(keys & kind.model_fields.keys())))
+
+
+def _plan(loaded: "Recipe") -> Any:
+    """The plan of any recipe, after its check."""
+    from sote.data import plan as data_plan
+    from sote.data.recipe import CurateRecipe
+    from sote.serve import plan as serve_plan
+    from sote.serve.recipe import ServeRecipe
+    from sote.train import plan as train_plan
+    from sote.train.recipe import TrainRecipe
+
+    if isinstance(loaded, CurateRecipe):
+        return data_plan.render(data_plan.plan(loaded))
+    if isinstance(loaded, TrainRecipe):
+        return train_plan.render(train_plan.plan(loaded))
+    if isinstance(loaded, ServeRecipe):
+        return serve_plan.render(serve_plan.plan(loaded))
+    raise TypeError(type(loaded))
+
+
+def _command() -> str:
+    return shlex.join(["sote", *sys.argv[1:]])
