@@ -1,0 +1,112 @@
+"""The prior (Stage C) as a model that answers: prompt -> latents.
+
+Suffixes: B images, T text tokens, D width of the text embedding, C channels, H and W cells.
+Source: sampling as in serving facts of ComfyUI a125cd8 and diffusers 0.42.1 StableCascadePriorPipeline (conditions,
+guidance); text: hidden_states[-1], which is before the final norm, and the projected pooled vector.
+
+Kind: actor.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sote.serve import load, sampling, schedules
+from sote.serve.recipe import ModelPart
+from sote.serve.schema import Latents, Settings
+from sote.serve.sizes import latent_side
+
+TOKENS = 77  # CLIP's positions, both marks included
+CHANNELS = 16  # of Stage C latents
+
+
+@dataclass(frozen=True)
+class Text:
+    """Encoded prompts: `states` [B, 77, D], `pooled` [B, 1, D], and for each how many tokens did not fit (`lost`)."""
+
+    states: Tensor
+    pooled: Tensor
+    lost: tuple[int, ...]
+
+
+class PriorModel:
+    """Text encoder and Stage C, loaded once."""
+
+    def __init__(self, part: ModelPart, *, device: torch.device | None = None) -> None:
+        self.device = device or load.device_here()
+        self.weights = load.load_prior(part, device=self.device)
+
+    @torch.inference_mode()
+    def encode(self, prompts: list[str]) -> Text:
+        """Embed prompts. The pooled vectors keep their axis of one: the UNet's branch without it is broken."""
+        tokenizer = self.weights.tokenizer
+        tokens = tokenizer(prompts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
+        whole = tokenizer(prompts, verbose=False).input_ids
+        out = self.weights.text_encoder(
+            tokens.input_ids.to(self.device),
+            attention_mask=tokens.attention_mask.to(self.device) if self.weights.mask_padding else None,
+            output_hidden_states=True,
+        )
+        lost = tuple(max(0, len(ids) - TOKENS) for ids in whole)
+        return Text(out.hidden_states[-1], out.text_embeds.unsqueeze(1), lost)
+
+    @torch.inference_mode()
+    def latents(self, settings: Settings, *, each_step: Callable[[int], None] | None = None) -> Latents:
+        """Sample the latents of all images of a request in one batch.
+
+        Raises RunFailed if a step gives values that are not finite; `each_step(i)` is called before step i.
+        """
+        start = time.monotonic()
+        stage = settings.prior
+        needs_negative = stage.is_guided or settings.decoder.is_guided
+        text = self.encode([settings.prompt, settings.negative_prompt] if needs_negative else [settings.prompt])
+        seeds = [settings.image_seed(index) for index in range(settings.images)]
+        height, width = (latent_side(pixels, settings.compression) for pixels in (settings.height, settings.width))
+        latents_BCHW = sampling.sample(
+            self._predictor(text, settings),
+            sampling.noise_of(seeds, (CHANNELS, height, width), device=self.device),
+            plan=sampling.Plan("prior", stage.sampler, schedules.grid(stage.scheduler, stage.steps, shift=stage.shift)),
+            each_step=each_step,
+        )
+        return Latents(
+            latents=latents_BCHW.cpu().numpy(),
+            pooled=text.pooled.float().cpu().numpy(),
+            seconds=time.monotonic() - start,
+            warnings=_warnings(text.lost, settings),
+        )
+
+    def _predictor(self, text: Text, settings: Settings) -> sampling.Predict:
+        """eps of Stage C with guidance; the conditional and unconditional pass are one batch."""
+        unet, images, is_guided = self.weights.unet, settings.images, settings.prior.is_guided
+        rows = 2 if is_guided else 1
+        states_BTD = text.states[:rows].repeat_interleave(images, dim=0)
+        pooled_B1D = text.pooled[:rows].repeat_interleave(images, dim=0)
+        # No picture is given: zeros, as at training. Without it the UNet would not look at the text states at all
+        image_B1D = pooled_B1D.new_zeros(rows * images, 1, unet.config["clip_image_in_channels"])
+
+        def predict(x: Tensor, r: Tensor) -> Tensor:
+            eps: Tensor = unet(
+                torch.cat([x] * rows).to(unet.dtype),
+                timestep_ratio=torch.cat([r] * rows),
+                clip_text_pooled=pooled_B1D,
+                clip_text=states_BTD,
+                clip_img=image_B1D,
+            ).sample.float()
+            return sampling.guided(*eps.chunk(2), scale=settings.prior.guidance) if is_guided else eps
+
+        return predict
+
+
+def _warnings(lost: tuple[int, ...], settings: Settings) -> tuple[str, ...]:
+    """One line for each prompt that is longer than the text encoder can read."""
+    names = ("prompt", "negative_prompt")
+    found = [
+        f"{name}: the last {count} tokens were not read" for name, count in zip(names, lost, strict=False) if count
+    ]
+    sides = [latent_side(side, settings.compression) for side in (settings.width, settings.height)]
+    if min(sides) < 16:  # below 16 cells pictures blur (reports at ComfyUI and kijai's wrapper)
+        found.append(f"image_size: {min(sides)} latent cells on the short side, pictures blur below 16")
+    return tuple(found)
