@@ -1,0 +1,178 @@
+"""A caption: a pure function of what is known of a picture and a profile.
+
+Reads: scores, rating, tags, text, and the sidecar's year, artist, characters, series and title.
+Writes: words, caption, caption_tags.
+
+Kind: pure.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from sote.data.kohya import KohyaOptions, Tag, kohya_list
+from sote.data.profile import Group, Profile, load_profile
+from sote.data.recipe import CaptionPart, SourceKind
+from sote.data.words import aesthetic_word, date_word, float32, quality_word, rating_word
+
+__all__ = ["SEPARATOR", "Caption", "CaptionFacts", "Words", "caption", "load_profile", "one_tag", "split_series"]
+
+SEPARATOR = ", "  # seed's command: --caption_separator ", "
+
+# What must not stand in a tag: the separator's comma, braces (sd-scripts reads {a|b} as a choice), blanks of all kinds
+# and control signs, marks that cannot be seen, halves of surrogate pairs (no UTF-8 for them).
+_UNFIT = re.compile(r"[,{}\s\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\ufeff\ud800-\udfff]+")
+
+
+@dataclass(frozen=True)
+class CaptionFacts:
+    """What is known of one picture. None, NaN and () mean unknown.
+
+    `tags` are the tagger's, in its order, names with underscores. `characters`, `series`, `artist`, `title` and
+    `year` are the sidecar's (or the source's). `text` is `The text says "..."`.
+    """
+
+    source_kind: SourceKind
+    aesthetic_score: float | None = None
+    quality_score: float | None = None
+    rating: Sequence[float] | None = None
+    tags: Sequence[Tag] = ()
+    year: int | None = None
+    artist: str | None = None
+    title: str | None = None
+    short_title: str | None = None
+    characters: Sequence[str] = ()
+    series: Sequence[str] = ()
+    text: str | None = None
+
+
+class Words(TypedDict):
+    """What scores, year and rating become, whether or not this kind of source says its date."""
+
+    aesthetic: str | None
+    quality: str | None
+    date: str | None
+    rating: str | None
+
+
+@dataclass(frozen=True)
+class Caption:
+    """`tags` is what is trained on (never to be split from text again); `text` is them, joined by SEPARATOR."""
+
+    tags: tuple[str, ...]
+    text: str
+    words: Words
+
+
+def caption(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> Caption:
+    """The caption of one picture. What is unknown is left out; with nothing known there are no tags."""
+    words = Words(
+        aesthetic=aesthetic_word(facts.aesthetic_score, profile),
+        quality=quality_word(facts.quality_score, profile),
+        date=date_word(facts.year, profile),
+        rating=rating_word(facts.rating, profile),
+    )
+    text = [_text_tag(facts.text)] if facts.text else []
+    groups: dict[Group, Iterable[str | None]] = {
+        "aesthetic": [words["aesthetic"]],
+        "quality": [words["quality"]],
+        "date": [words["date"] if profile.custom[facts.source_kind].date else None],
+        "custom": _custom_tags(facts, profile) + (text if profile.text_position == "card" else []),
+    }
+    if profile.assembly == "kohya":
+        groups["rating"] = _kohya_block(facts, words, part)
+    else:
+        groups["rating"] = [words["rating"]]
+        groups["character"], groups["series"] = _characters(facts, profile, part)
+        groups["rest"] = _general_tags(facts, profile, part)
+    listed = [tag for group in profile.groups for tag in groups.get(group, ()) if tag]
+    listed += text if profile.text_position == "end" else []
+    tags = tuple(listed) if profile.assembly == "kohya" else tuple(dict.fromkeys(listed))
+    return Caption(tags=tags, text=SEPARATOR.join(tags), words=words)
+
+
+def one_tag(name: str) -> str:
+    """`name` made fit to stand between commas: what is unfit becomes one blank, outer blanks go; may be empty."""
+    return _UNFIT.sub(" ", name).strip()
+
+
+def split_series(name: str, profile: Profile) -> tuple[str, str | None]:
+    """Character and series of a character tag: `ganyu_(genshin_impact)` -> ("ganyu", "genshin impact").
+
+    Only the last parentheses count, with those inside them. An ending in the profile's `non_series` (a costume, a
+    form) stays with the character, and then there is no series.
+    """
+    spaced = one_tag(name.replace("_", " "))
+    start = _last_parenthesis(spaced)
+    if start is None:
+        return spaced, None
+    character, ending = spaced[:start].rstrip(), spaced[start + 1 : -1].strip()
+    if not character or not ending or profile.non_series_pattern.match(ending.lower()):
+        return spaced, None
+    return character, ending
+
+
+def _last_parenthesis(name: str) -> int | None:
+    """Where the parenthesis opens that `name` ends with; None if it ends with none or they do not pair up."""
+    if not name.endswith(")"):
+        return None
+    depth = 0
+    for place in range(len(name) - 1, -1, -1):
+        depth += (name[place] == ")") - (name[place] == "(")
+        if depth == 0:
+            return place
+    return None
+
+
+def _characters(facts: CaptionFacts, profile: Profile, part: CaptionPart) -> tuple[list[str], list[str]]:
+    """Characters (the sidecar's, then the tagger's) and series (the sidecar's, else those that the characters name)."""
+    floor = float32(part.character_threshold)
+    tagged = [
+        name for name, probability, category in facts.tags if category == "character" and float32(probability) >= floor
+    ]
+    split = [split_series(name, profile) for name in [*facts.characters, *tagged]]
+    series = [one_tag(name.replace("_", " ")) for name in facts.series]
+    if not any(series):
+        series = [named for _, named in split if named]
+    return [character for character, _ in split], series
+
+
+def _general_tags(facts: CaptionFacts, profile: Profile, part: CaptionPart) -> list[str]:
+    floor = float32(part.general_threshold)
+    return [
+        name if name in profile.kaomoji_set else one_tag(name.replace("_", " "))
+        for name, probability, category in facts.tags
+        if category == "general" and float32(probability) >= floor
+    ]
+
+
+def _custom_tags(facts: CaptionFacts, profile: Profile) -> list[str]:
+    """The tags that the kind of the source adds; one whose fields are not known is left out."""
+    named = {"artist": facts.artist, "title": facts.title, "short_title": facts.short_title}
+    known = {field: fit for field, value in named.items() if value and (fit := one_tag(value))}
+    tags = []
+    for templates in profile.custom[facts.source_kind].tags:
+        for template in templates:
+            try:
+                tags.append(template.format_map(known))
+            except KeyError:
+                continue
+            break
+    return tags
+
+
+def _kohya_block(facts: CaptionFacts, words: Words, part: CaptionPart) -> list[str]:
+    """Rating, characters, series and general tags as sd-scripts' tagger has them; the trainer splits them at commas."""
+    options = KohyaOptions(
+        general_threshold=part.general_threshold,
+        character_threshold=part.character_threshold,
+        use_rating_tags=False,
+    )
+    tags = [one_tag(tag) for element in kohya_list(facts.tags, (), options) for tag in element.split(SEPARATOR)]
+    return [words["rating"] or "", *tags]
+
+
+def _text_tag(text: str) -> str:
+    """The text as one tag; a comma in it is a full stop, as the author's script has it."""
+    return one_tag(text.replace(",", "."))
