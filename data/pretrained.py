@@ -1,0 +1,79 @@
+"""What every actor needs when it opens pretrained files: they are there, they are whole, and where to run them.
+
+All errors are WeightsError, one line that names the file, what it holds and what was expected.
+
+Kind: actor.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sote.cluster.errors import WeightsError
+
+
+def pick_device(device: str | None) -> torch.device:
+    """`device` if it is named, else CUDA (or ROCm, which torch calls cuda) if there is one, else the CPU."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def needed(folder: Path, *names: str) -> tuple[Path, ...]:
+    """The files `names` in `folder`, in that order; WeightsError if one is missing."""
+    if not folder.is_dir():
+        raise WeightsError(f"{folder}: no such folder; it should hold {', '.join(names)}")
+    for name in names:
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder}: has no {name}; it should hold {', '.join(names)}")
+    return tuple(folder / name for name in names)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise WeightsError(f"{path}: cannot be read as JSON ({one_line(error)})") from None
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path}: should hold a JSON object, holds a {type(value).__name__}")
+    return value
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file on the CPU; a truncated or foreign file is refused."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read as safetensors ({one_line(error)})") from None
+
+
+def check_tensors(path: Path, found: dict[str, torch.Tensor], expected: dict[str, tuple[int, ...]]) -> None:
+    """Same names, same shapes, every number finite; the first difference is named."""
+    if missing := sorted(expected.keys() - found.keys()):
+        raise WeightsError(f"{path}: lacks {missing[0]} ({len(missing)} of {len(expected)} tensors are missing)")
+    if foreign := sorted(found.keys() - expected.keys()):
+        raise WeightsError(f"{path}: has {foreign[0]}, which does not belong here ({len(foreign)} such tensors)")
+    for name, shape in expected.items():
+        if tuple(found[name].shape) != shape:
+            raise WeightsError(f"{path}: {name} has shape {tuple(found[name].shape)}, expected {shape}")
+        if not bool(torch.isfinite(found[name]).all()):
+            raise WeightsError(f"{path}: {name} holds numbers that are not finite; fetch the file again")
+
+
+def check_loaded(folder: Path, report: dict[str, Any]) -> None:
+    """Refuse what transformers' `output_loading_info` reports: it fills missing tensors at random and goes on."""
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if found := report.get(kind):
+            first = sorted(str(item) for item in found)[0]
+            raise WeightsError(f"{folder}: {kind.replace('_', ' ')} in its weights: {first} ({len(found)} in all)")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a foreign error on one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
