@@ -64,7 +64,7 @@ def demo(
     """Run the whole river, small and offline: pictures to a served image, with a report."""
     from sote.serve import demo as whole
 
-    whole.run(out, images=images, address=Door.address, command=_command())
+    whole.run(out, images=images, address=Door.address)
 
 
 @app.command(epilog="Example: sote check runs/demo/recipes/curate.toml")
@@ -93,13 +93,10 @@ def curate(
 
     loaded = recipes.load(recipe, CurateRecipe)
     plan.check(loaded, stage=stage)
-    with storage.open_run(
-        loaded, verb="curate", command=_command(), may_differ=pipeline.may_differ(stage)
-    ) as folder:
+    with storage.open_run(loaded, verb="curate", command=_command(), may_differ=pipeline.may_differ(stage)) as folder:
         count = pipeline.run(loaded, folder, address=Door.address, redo_from=stage)
         report = write_report(folder.root)
-    print(f"{count.rows} files: {count.picked} picked, {count.skipped} skipped, {count.failed} failed")
-    print(f"catalogue: {folder.catalogue}\nreport:    {report}")
+    print(f"{count}\ncatalogue: {folder.catalogue}\nreport:    {report}")
 
 
 @app.command(epilog="Example: sote train runs/demo/recipes/train.toml")

@@ -28,6 +28,8 @@ from sote.cluster import recipe as recipes
 from sote.cluster.errors import RunFolderError
 
 PACKAGES = ("sote", "ray", "torch", "diffusers", "transformers", "deepspeed", "onnxruntime-gpu", "open_clip_torch")
+# What the demo puts into its run folder before the first run
+BEFORE_A_RUN = {"weights", "weights.done", "pictures", "pictures.done", "recipes"}
 
 
 @contextlib.contextmanager
@@ -144,10 +146,7 @@ def open_run(
     Raises RunFolderError: another recipe's folder, a folder that is no run folder, or one that is in use.
     """
     folder = RunFolder(Path(recipe.run))
-    if folder.root.is_file() or (
-        folder.root.is_dir() and not folder.record.exists() and any(folder.root.glob("[!.]*.parquet"))
-    ):
-        raise RunFolderError(f"{folder.root}: run: is not a run folder; name another one or an empty one")
+    refuse_foreign(folder)
     _refuse_other(folder, recipe, verb, may_differ)
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
@@ -164,6 +163,19 @@ def open_run(
             raise
         finally:
             _finish(folder, verb, record, code)
+
+
+def refuse_foreign(folder: RunFolder) -> None:
+    """Raise RunFolderError for a file, or for a folder that holds other things than a run."""
+    if folder.root.is_file():
+        raise RunFolderError(f"{folder.root}: run: is a file; name a folder")
+    if not folder.root.is_dir() or folder.record.exists():
+        return
+    foreign = sorted(path.name for path in folder.root.iterdir() if path.name not in BEFORE_A_RUN)
+    if [name for name in foreign if not name.startswith(".")]:
+        raise RunFolderError(
+            f"{folder.root}: run: holds {foreign[0]!r} and no run.json, so it is not a run folder; name a new one"
+        )
 
 
 def same_code() -> dict[str, str]:

@@ -39,6 +39,9 @@ class Count:
     def failed(self) -> int:
         return sum(self.errors.values())
 
+    def __str__(self) -> str:
+        return f"{self.rows} files: {self.picked} picked, {self.skipped} skipped, {self.failed} failed"
+
 
 def write(work: Work) -> Count:
     """Write `catalogue.parquet` of a run all of whose stages are committed; returns how its rows ended."""

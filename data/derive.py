@@ -76,18 +76,19 @@ class Derive:
             series=tuple(row["series"] or ()),
             text=row["text"],
         )
-        made = caption.caption(facts, profile, self.recipe.caption)
+        made = caption.caption(facts, profile, part=self.recipe.caption)
         return {"caption": made.text, "caption_tags": list(made.tags), "words": made.words}
 
 
 def selected(row: Row, part: SelectPart) -> Row:
-    """select's columns of one row: a row that failed or was skipped before is not selected again."""
-    if any(row[name] for name in (*ERRORS, *SKIPS)):
-        return {"select_repeat": 0, "select_skip": None}
-    chosen = selection.select(
+    """select's columns of one row. The reasons of earlier stages stay where they are."""
+    facts = selection.SelectFacts(
+        errors=[row[name] for name in ERRORS],
+        skips=[row[name] for name in SKIPS],
+        caption_tags=row.get("caption_tags") or (),
         aesthetic_score=row["aesthetic_score"],
         quality_score=row["quality_score"],
-        has_caption=bool(row.get("caption_tags")),
-        part=part,
     )
-    return {"select_repeat": chosen.repeat, "select_skip": chosen.skip_reason}
+    chosen = selection.select(facts, part)
+    reason = chosen.skip_reason
+    return {"select_repeat": chosen.repeat, "select_skip": reason if reason not in facts.skips else None}

@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+
+from sote.cluster import logs
+
+
+def test_metrics_are_read_back_line_by_line(tmp_path: Path) -> None:
+    metrics = logs.Metrics(tmp_path / "metrics.jsonl")
+    metrics.write(kind="step", step=1)
+    metrics.write(kind="step", step=2)
+    assert [line["step"] for line in logs.read_metrics(metrics.path)] == [1, 2]
+    assert logs.read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_a_line_cut_by_a_kill_is_left_out_and_mended(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    logs.Metrics(path).write(step=1)
+    with path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert [line["step"] for line in logs.read_metrics(path)] == [1]
+    logs.Metrics(path).write(step=3)
+    assert [line["step"] for line in logs.read_metrics(path)] == [1, 3]
+
+
+def test_progress_outside_of_a_terminal_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with logs.progress("dig", 3, unit="metres") as advance:
+        advance(2)
+        advance(1)
+    assert "dig: 3/3 metres" in capsys.readouterr().err
