@@ -65,3 +65,13 @@ def _hush() -> None:
     """Keep Ray's libraries from writing progress and warnings to the user's terminal."""
     for name in ("ray", "ray.data", "ray.train", "ray.serve", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def model_pool(*, cpus: float, gpus: float) -> tuple[float | None, float | None, int]:
+    """Shares of CPU and GPU for one model actor, and how many such actors: one for each GPU, or one without any.
+
+    `cpus` is the share where the cluster has no GPU, `gpus` the share of one where it has.
+    """
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    devices = int(resources.get("GPU", 0))
+    return (None, gpus, devices) if devices else (cpus, None, 1)

@@ -9,6 +9,7 @@ Kind: pure, but for files.
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -59,7 +60,7 @@ def write(work: Work) -> Count:
 
 def shard_table(work: Work, shard: int) -> pa.Table:
     """The catalogue's rows of one shard."""
-    columns: dict[str, pa.ChunkedArray] = {}
+    columns: dict[str, Any] = {}
     for stage in dict.fromkeys(column.stage for column in schema.COLUMNS if column.stage != "catalogue"):
         table = pq.read_table(work.folder.rows(stage, shard))
         columns |= {name: table[name] for name in table.column_names}

@@ -132,6 +132,15 @@ def open_picture(data: bytes, rule: DecodePart) -> Picture:
     return Picture(upright, header.format, header.mode, header.frames, upright.width, upright.height)
 
 
+def opens(path: Path) -> bool:
+    """Whether the header of a file is a picture's; no pixel is decoded."""
+    try:
+        with _header_only(), Image.open(path, formats=FORMATS) as image:
+            return _header(image).width > 0
+    except BROKEN:
+        return False
+
+
 def phash(image: Image.Image) -> bytes:
     """256-bit perceptual hash of an RGB picture, 32 bytes: bit for bit `imagehash.phash(image, hash_size=16)`.
 

@@ -9,12 +9,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import ray
-
 from sote.cluster import logs
 from sote.cluster.storage import RunFolder
 from sote.data import caption, selection, shards
+from sote.data.profile import Profile
 from sote.data.recipe import CurateRecipe, SelectPart, SourceKind
 from sote.data.shards import Row, Work
 
@@ -31,12 +29,11 @@ def run(work: Work) -> None:
     if not pending:
         return
     derive = Derive(work.folder, work.recipe)
-    dataset = ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
-    with logs.progress("caption, select", work.row_count()) as advance:
-        for batch in dataset.map_batches(derive, batch_size=1).iter_batches(batch_size=1):
-            shard = int(batch["shard"][0])
+    with logs.progress("caption, select", sum(work.rows_in(shard) for shard in pending)) as advance:
+        for piece in shards.stream(shards.each(pending).map_batches(derive, batch_size=1)):
+            shard = int(piece["shard"])
             for stage in STAGES:
-                work.commit(stage, shard, shards.from_bytes(batch[stage][0]), seconds=float(batch["seconds"][0]) / 2)
+                work.commit(stage, shard, shards.from_bytes(piece[stage]), seconds=float(piece["seconds"]) / 2)
             advance(work.rows_in(shard))
 
 
@@ -47,7 +44,7 @@ class Derive:
     folder: RunFolder
     recipe: CurateRecipe
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Any) -> dict[str, Any]:
         started, shard = time.monotonic(), int(batch["shard"][0])
         rows = shards.read_rows(self.folder, shard, ("row", *CAPTION_COLUMNS, *SIDECAR_COLUMNS, *ERRORS, *SKIPS))
         profile = caption.load_profile(self.recipe.caption.profile)
@@ -58,10 +55,10 @@ class Derive:
             if row["tags"] is not None:
                 row |= self._captioned(row, source.kind, profile)
             row |= selected(row, self.recipe.select)
-        tables = {stage: np.array([shards.to_bytes(shards.table_of(stage, rows))], dtype=object) for stage in STAGES}
-        return {"shard": np.array([shard]), "seconds": np.array([time.monotonic() - started])} | tables
+        tables = {stage: shards.to_bytes(shards.table_of(stage, rows)) for stage in STAGES}
+        return shards.batch_of({"shard": shard, "seconds": time.monotonic() - started} | tables)
 
-    def _captioned(self, row: Row, kind: SourceKind, profile: caption.Profile) -> Row:
+    def _captioned(self, row: Row, kind: SourceKind, profile: Profile) -> Row:
         facts = caption.CaptionFacts(
             aesthetic_score=row["aesthetic_score"],
             quality_score=row["quality_score"],

@@ -37,7 +37,7 @@ def tables(sources: Sequence[Source], *, shard_rows: int) -> Iterator[pa.Table]:
     source that is no folder, cannot be read, or has no file in it; and on the way for a folder that is closed to us.
     """
     for source in sources:
-        _check(source)
+        check(source)
     rows = (row for source in sources for row in _rows(source))
     schema = written_by("index")
     while shard := list(islice(rows, shard_rows)):
@@ -45,18 +45,24 @@ def tables(sources: Sequence[Source], *, shard_rows: int) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(numbered, schema=schema)
 
 
-def _check(source: Source) -> None:
+def check(source: Source) -> None:
+    """Raise SourceError in one line for a source that is no folder, cannot be read, or has no file in it."""
     folder = Path(source.path)
     if not folder.exists():
         raise SourceError(f"source {source.name}: no such folder: {source.path}")
     if not folder.is_dir():
         raise SourceError(f"source {source.name}: {source.path} is a file, path must name the folder that it lies in")
-    if next(_files(source, folder), None) is None:
+    if next(files(source), None) is None:
         raise SourceError(f"source {source.name}: no file in {source.path}, path must name a folder with pictures")
 
 
+def files(source: Source) -> Iterator[Entry]:
+    """Every file of a source that becomes a row, in the order of their paths."""
+    return _files(source, Path(source.path).absolute())
+
+
 def _rows(source: Source) -> Iterator[dict[str, Any]]:
-    for entry in _files(source, Path(source.path).absolute()):
+    for entry in files(source):
         yield _row(source, entry)
 
 

@@ -21,7 +21,7 @@ import ray
 import safetensors
 from ray.data import ActorPoolStrategy
 
-from sote.cluster import logs, storage, weights
+from sote.cluster import logs, session, storage, weights
 from sote.cluster.storage import RunFolder
 from sote.data import shards
 from sote.data.buckets import Bucket, bucket_for
@@ -52,8 +52,7 @@ def run(work: Work) -> None:
         return
     started, parts = time.monotonic(), defaultdict[int, list[Batch]](list)
     with logs.progress("latents", sum(work.rows_in(shard) for shard in pending)) as advance:
-        for batch in _dataset(work, pending, part).iter_batches(batch_size=1, prefetch_batches=1):
-            piece = {name: values[0] for name, values in batch.items()}
+        for piece in shards.stream(_dataset(work, pending, part)):
             shard = int(piece["shard"])
             parts[shard].append(piece)
             ends = [each for each in parts[shard] if each["pieces"] >= 0]
@@ -70,17 +69,17 @@ def latent_cells(pixels: int, compression: float) -> int:
 
 def _dataset(work: Work, pending: list[int], part: LatentsPart) -> ray.data.Dataset:
     encoder = weights.locate(part.encoder, field="latents.encoder")
-    devices = int(ray.cluster_resources().get("GPU", 0))
-    resources = {"num_gpus": 1.0} if devices else {"num_cpus": MODEL_CPUS}
+    cpus, gpus, actors = session.model_pool(cpus=MODEL_CPUS, gpus=1.0)
     return (
-        ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
+        shards.each(pending)
         .map_batches(CutBuckets(work.folder, work.recipe, part), batch_size=1, num_cpus=READ_CPUS)
         .map_batches(
             EncodeRows,
             fn_constructor_args=(encoder, part.dtype),
             batch_size=1,
-            compute=ActorPoolStrategy(size=max(devices, 1)),
-            **resources,
+            compute=ActorPoolStrategy(size=actors),
+            num_cpus=cpus,
+            num_gpus=gpus,
         )
     )
 
@@ -97,7 +96,7 @@ class CutBuckets:
     recipe: CurateRecipe
     part: LatentsPart
 
-    def __call__(self, batch: Batch) -> Iterator[Batch]:
+    def __call__(self, batch: Any) -> Iterator[Batch]:
         shard = int(batch["shard"][0])
         rows = shards.read_rows(self.folder, shard, ("row", "uri", "width", "height", "select_repeat"))
         by_bucket: dict[tuple[int, int], list[tuple[Row, Bucket]]] = defaultdict(list)
@@ -207,7 +206,7 @@ def _commit(work: Work, part: LatentsPart, pieces: list[Batch], *, seconds: floa
                 "ids": json.dumps([ids[row] for row, _, _ in members]),
             }
             data = b"".join(member[1] for member in members)
-            tensor = {"dtype": DTYPES[part.dtype], "shape": [len(members), *members[0][2]], "data": data}
+            tensor: Any = {"dtype": DTYPES[part.dtype], "shape": [len(members), *members[0][2]], "data": data}
             storage.write_bytes(work.folder.latents / name, safetensors.serialize({"latents": tensor}, facts))
     work.commit(STAGE, shard, shards.table_of(STAGE, rows), seconds=seconds)
 

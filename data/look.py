@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from sote.cluster import logs, weights
+from sote.cluster import logs, session, weights
 from sote.cluster.storage import RunFolder
 from sote.data import shards
 from sote.data.decode import decode_row
@@ -73,8 +73,7 @@ def run(work: Work) -> None:
     collected: dict[int, list[Batch]] = {}
     started = last = time.monotonic()
     with logs.progress("decode, score, tag", sum(work.rows_in(shard) for shard in pending)) as advance:
-        for batch in _dataset(work, pending).iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=1):
-            piece = {name: values[0] for name, values in batch.items()}
+        for piece in shards.stream(_dataset(work, pending)):
             shard = int(piece["shard"])
             collected.setdefault(shard, []).append(piece)
             advance(int(piece["rows"]))
@@ -86,14 +85,13 @@ def run(work: Work) -> None:
 def _dataset(work: Work, pending: list[int]) -> ray.data.Dataset:
     recipe, models = work.recipe, models_of(work.recipe)
     cut = Cut(work.folder, recipe.decode, models.shapes(), recipe.slice_rows)
-    devices = int(ray.cluster_resources().get("GPU", 0))
-    resources = {"num_gpus": MODEL_GPUS} if devices else {"num_cpus": MODEL_CPUS}
-    pool = ActorPoolStrategy(size=max(devices, 1))
+    cpus, gpus, actors = session.model_pool(cpus=MODEL_CPUS, gpus=MODEL_GPUS)
+    pool, given = ActorPoolStrategy(size=actors), (models,)
     return (
-        ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
+        shards.each(pending)
         .map_batches(cut, batch_size=1, batch_format="numpy", num_cpus=DECODE_CPUS)
-        .map_batches(ScoreRows, fn_constructor_args=(models,), batch_size=1, compute=pool, **resources)
-        .map_batches(TagRows, fn_constructor_args=(models,), batch_size=1, compute=pool, **resources)
+        .map_batches(ScoreRows, fn_constructor_args=given, batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus)
+        .map_batches(TagRows, fn_constructor_args=given, batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus)
     )
 
 
@@ -106,7 +104,7 @@ class Cut:
     shapes: InputShapes
     slice_rows: int
 
-    def __call__(self, batch: Batch) -> Iterator[Batch]:
+    def __call__(self, batch: Any) -> Iterator[Batch]:
         shard = int(batch["shard"][0])
         rows = shards.read_rows(self.folder, shard, ("row", "uri", "index_skip", "index_error"))
         for start in range(0, len(rows), self.slice_rows):
@@ -133,8 +131,8 @@ class ScoreRows:
 
         self.scorer = Scorer(models.aesthetic, models.quality_clip, models.quality_head)
 
-    def __call__(self, batch: Batch) -> Batch:
-        piece = {name: values[0] for name, values in batch.items()}
+    def __call__(self, batch: Any) -> Batch:
+        piece = shards.cells_of(batch)
         models = ("sound", "aesthetic_input", "quality_input")
         out = self.scorer({name: piece.pop(name) if name != "sound" else piece[name] for name in models})
         names = ("aesthetic_score", "aesthetic_logit", "quality_score", "quality_logit", "score_error")
@@ -149,10 +147,10 @@ class TagRows:
 
         self.tagger = Tagger(models.tagger)
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: Any) -> Batch:
         import json
 
-        piece = {name: values[0] for name, values in batch.items()}
+        piece = shards.cells_of(batch)
         out = self.tagger({"sound": piece["sound"], "tagger_input": piece.pop("tagger_input")})
         rows = []
         for at in range(piece["rows"]):

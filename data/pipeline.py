@@ -7,18 +7,24 @@ Kind: wiring.
 """
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sote.cluster import logs, recipe, session, storage
 from sote.cluster.errors import RunFailed, SourceError
 from sote.cluster.storage import RunFolder
-from sote.data import catalogue, decode, dedup, derive, index, latents, look, read, shards
+from sote.data import catalogue, decode, dedup, derive, index, latents, look, read, schema, shards
 from sote.data.catalogue import Count
 from sote.data.recipe import CurateRecipe
 from sote.data.shards import Row, Work
+
+SCORES = ("aesthetic", "quality")
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def _duplicates(work: Work) -> None:
         for shard in range(work.shard_count()):
             rows += [row | {"shard": shard} for row in work.read(shard, (*columns, *scores))]
         sound = [row for row in rows if row["phash"] is not None and not any(row[name] for name in scores[2:])]
-        grouping = dedup.groups(dedup.Candidates.of(sound), work.recipe.duplicates)
+        grouping = dedup.groups(_candidates(sound), part=work.recipe.duplicates)
         for at, row in enumerate(sound):
             if grouping.group[at] >= 0:
                 row["duplicate_group"] = int(grouping.group[at])
@@ -117,6 +123,26 @@ def _duplicates(work: Work) -> None:
             members = list(group)
             work.commit("duplicates", shard, shards.table_of("duplicates", members), seconds=seconds)
             advance(len(members))
+
+
+def _candidates(rows: list[Row]) -> dedup.Candidates:
+    """Sound rows as the columns that duplicates are found by. A score that is missing is NaN."""
+    score = [[math.nan if row[f"{name}_score"] is None else row[f"{name}_score"] for name in SCORES] for row in rows]
+    return dedup.Candidates(
+        id=[row["id"] for row in rows],
+        pixel_id=[row["pixel_id"] for row in rows],
+        phash=_matrix([row["phash"] for row in rows], width=schema.HASH_BYTES),
+        thumb=_matrix([row["thumb"] for row in rows], width=schema.THUMB_BYTES),
+        pixels=np.array([row["width"] * row["height"] for row in rows], dtype=np.int64),
+        bytes=np.array([row["bytes"] for row in rows], dtype=np.int64),
+        lossless=np.array([row["format"] in dedup.LOSSLESS for row in rows], dtype=np.bool_),
+        score=np.array(score, dtype=np.float32).reshape(-1, len(SCORES)).sum(axis=1),
+        date=[row["date"] for row in rows],
+    )
+
+
+def _matrix(cells: list[bytes], *, width: int) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(cells), dtype=np.uint8).reshape(-1, width)
 
 
 STAGES: tuple[Stage, ...] = (

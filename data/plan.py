@@ -93,7 +93,8 @@ def render(plan: Plan) -> RenderableType:
     work.add_row("workers", f"{cores} cores here; decode tasks, one scorer and one tagger for each accelerator")
     work.add_row("decode", f"{hours:.2f} core-hours, {hours / cores:.2f} hours on this machine's {cores} cores")
     work.add_row(
-        "score and tag", f"{plan.model_hours:.3f} hours on one device at {SUSTAINED_TFLOPS:.0f} TFLOP/s (full-size models)"
+        "score and tag",
+        f"{plan.model_hours:.3f} hours on one device at {SUSTAINED_TFLOPS:.0f} TFLOP/s (full-size models)",
     )
     work.add_row("memory", f"{plan.memory_bytes / 1e9:.2f} GB for slices in flight, besides the models")
     found = Table("field", "weights", title="weights")

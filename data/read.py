@@ -10,11 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import ray
 from ray.data import ActorPoolStrategy
 
-from sote.cluster import logs, weights
+from sote.cluster import logs, session, weights
 from sote.cluster.storage import RunFolder
 from sote.data import reading, shards
 from sote.data.decode import Refused, open_picture
@@ -35,21 +33,20 @@ def run(work: Work) -> None:
         _commit(work, shard, {}, seconds=0.0)
     if not to_read or work.recipe.text is None:
         return
-    dataset = ray.data.from_items([{"shard": shard} for shard in to_read], override_num_blocks=len(to_read))
-    devices = int(ray.cluster_resources().get("GPU", 0))
-    resources = {"num_gpus": 1.0} if devices else {"num_cpus": MODEL_CPUS}
+    cpus, gpus, actors = session.model_pool(cpus=MODEL_CPUS, gpus=1.0)
     reader = weights.locate(work.recipe.text.reader, field="text.reader")
-    answers = dataset.map_batches(
+    answers = shards.each(to_read).map_batches(
         ReadShard,
         fn_constructor_args=(reader, work.folder, work.recipe),
         batch_size=1,
-        compute=ActorPoolStrategy(size=max(devices, 1)),
-        **resources,
+        compute=ActorPoolStrategy(size=actors),
+        num_cpus=cpus,
+        num_gpus=gpus,
     )
     with logs.progress("text", len(to_read), unit="shards") as advance:
-        for batch in answers.iter_batches(batch_size=1):
-            found = {row["row"]: row for row in shards.from_bytes(batch["text"][0]).to_pylist()}
-            _commit(work, int(batch["shard"][0]), found, seconds=float(batch["seconds"][0]))
+        for piece in shards.stream(answers):
+            found = {row["row"]: row for row in shards.from_bytes(piece["text"]).to_pylist()}
+            _commit(work, int(piece["shard"]), found, seconds=float(piece["seconds"]))
             advance(1)
 
 
@@ -76,15 +73,11 @@ class ReadShard:
         self.folder, self.recipe = folder, recipe
         self.reader = Reader(model, max_new_tokens=recipe.text.max_new_tokens if recipe.text else 1)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Any) -> dict[str, Any]:
         started, shard = time.monotonic(), int(batch["shard"][0])
         rows = [self._read(row, self.recipe.decode) for row in wanted(self.folder, self.recipe, shard)]
         table = shards.to_bytes(shards.table_of(STAGE, rows))
-        return {
-            "shard": batch["shard"],
-            "seconds": np.array([time.monotonic() - started]),
-            "text": np.array([table], dtype=object),
-        }
+        return shards.batch_of({"shard": shard, "seconds": time.monotonic() - started, "text": table})
 
     def _read(self, row: Row, rule: DecodePart) -> Row:
         try:

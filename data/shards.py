@@ -1,13 +1,14 @@
 """The rows of a run, shard by shard: what is committed, what is pending, reading and committing.
 
-The driver commits; workers compute. A shard of a stage counts when its marker carries the digest of the recipe parts
-that the stage and the stages before it depend on, so a changed recipe is never mixed with old rows.
+The driver commits; workers compute, and hand on pieces: rows of a Ray dataset that hold a slice or a shard each. A shard
+of a stage counts when its marker carries the digest of the recipe parts that the stage and the stages before it depend
+on, so a changed recipe is never mixed with old rows.
 
-Kind: pure, but for files.
+Kind: wiring.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 
 from sote.cluster import storage
 from sote.cluster.logs import Metrics
@@ -128,6 +130,22 @@ def batch_of(cells: dict[str, Any]) -> dict[str, Any]:
     return {
         name: np.array([value], dtype=object if isinstance(value, bytes) else None) for name, value in cells.items()
     }
+
+
+def cells_of(batch: Any) -> dict[str, Any]:
+    """The cells of a batch of one: what `batch_of` packed."""
+    return {name: values[0] for name, values in batch.items()}
+
+
+def stream(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Run a dataset whose rows are single pieces, and yield each piece's cells as it is ready, in no set order."""
+    for batch in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=1):
+        yield cells_of(batch)
+
+
+def each(shards: Sequence[int]) -> ray.data.Dataset:
+    """A dataset with one row and one block for each shard: the unit of work of every pass."""
+    return ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
 
 
 def reasons_in(table: pa.Table, stage: str) -> dict[str, Counter[str]]:

@@ -52,7 +52,7 @@ def run(out: Path, *, images: Path | None, address: str | None) -> Path:
     storage.refuse_foreign(folder)
     _say(1, "pictures and stand-in models")
     curate = _curate_recipe(root, images)
-    _once(root / "weights", lambda path: (data_standins.make(path), train_standins.make(path)))
+    _once(root / "weights", _stand_ins)
     if images is None:
         _once(root / "pictures", scenes.draw)
     train, serve = _train_recipe(root), _serve_recipe(root)
@@ -79,7 +79,8 @@ def _curate_recipe(root: Path, images: Path | None) -> curating.CurateRecipe:
     if images is None:
         board = curating.Source(name="board", kind="image board", path=str(root / "pictures" / "board"))
         pixiv = curating.Source(name="pixiv", kind="pixiv", path=str(root / "pictures" / "pixiv"))
-        sources, decode = (board, pixiv), curating.DecodePart()
+        sources: tuple[curating.Source, ...] = (board, pixiv)
+        decode = curating.DecodePart()
     else:
         if not images.is_dir():
             raise SourceError(f"--images: no such folder: {images}")
@@ -193,6 +194,11 @@ def _serve(recipe: serving.ServeRecipe, folder: RunFolder) -> None:
         **asked,
         parameters={"width": SIDE, "height": SIDE, "steps": recipe.defaults.prior_steps},
     )
+
+
+def _stand_ins(folder: Path) -> None:
+    data_standins.make(folder)
+    train_standins.make(folder)
 
 
 def _once(path: Path, make: Callable[[Path], object]) -> None:
