@@ -9,6 +9,7 @@ Kind: pure.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypedDict
 
 from sote.data.kohya import KohyaOptions, Tag, kohya_list
@@ -103,7 +104,7 @@ def split_series(name: str, profile: Profile) -> tuple[str, str | None]:
     Only the last parentheses count, with those inside them. An ending in the profile's `non_series` (a costume, a
     form) stays with the character, and then there is no series.
     """
-    spaced = one_tag(name.replace("_", " "))
+    spaced = _spaced(name)
     start = _last_parenthesis(spaced)
     if start is None:
         return spaced, None
@@ -127,24 +128,28 @@ def _last_parenthesis(name: str) -> int | None:
 
 def _characters(facts: CaptionFacts, profile: Profile, part: CaptionPart) -> tuple[list[str], list[str]]:
     """Characters (the sidecar's, then the tagger's) and series (the sidecar's, else those that the characters name)."""
-    floor = float32(part.character_threshold)
-    tagged = [
-        name for name, probability, category in facts.tags if category == "character" and float32(probability) >= floor
-    ]
+    tagged = _passing(facts, "character", part.character_threshold)
     split = [split_series(name, profile) for name in [*facts.characters, *tagged]]
-    series = [one_tag(name.replace("_", " ")) for name in facts.series]
+    series = [_spaced(name) for name in facts.series]
     if not any(series):
         series = [named for _, named in split if named]
     return [character for character, _ in split], series
 
 
 def _general_tags(facts: CaptionFacts, profile: Profile, part: CaptionPart) -> list[str]:
-    floor = float32(part.general_threshold)
-    return [
-        name if name in profile.kaomoji_set else one_tag(name.replace("_", " "))
-        for name, probability, category in facts.tags
-        if category == "general" and float32(probability) >= floor
-    ]
+    passing = _passing(facts, "general", part.general_threshold)
+    return [name if name in profile.kaomoji_set else _spaced(name) for name in passing]
+
+
+def _passing(facts: CaptionFacts, wanted: str, threshold: float) -> list[str]:
+    """Names of one category with at least the threshold; a threshold's own float32, just below it or not, passes."""
+    floor = min(threshold, float32(threshold))
+    return [name for name, probability, category in facts.tags if probability >= floor and category == wanted]
+
+
+@lru_cache(maxsize=32_768)  # the tagger knows 10,857 tags
+def _spaced(name: str) -> str:
+    return one_tag(name.replace("_", " "))
 
 
 def _custom_tags(facts: CaptionFacts, profile: Profile) -> list[str]:
