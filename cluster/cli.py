@@ -226,3 +226,7 @@ def _plan(loaded: "Recipe") -> Any:
 
 def _command() -> str:
     return shlex.join(["sote", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """The rows of a run, shard by shard: what is committed, what is pending, reading and committing.
 
 The driver commits; workers compute, and hand on pieces: rows of a Ray dataset that hold a slice or a shard each. A
-shard of a stage counts when its marker carries the digest of the recipe parts that this stage and those before it depend
+shard of a stage counts when its marker carries the digest of the recipe parts that the stage and those before it depend
 on, so a changed recipe is never mixed with old rows.
 
 Kind: wiring.
