@@ -35,7 +35,7 @@ WORDS = ("HELLO", "OPEN", "RIVER", "TEA", "STAR", "GOOD DAY", "No. 7")
 FIRST_YEAR, LAST_YEAR = 2005, 2024  # what the seed's date words span
 
 # How the drawn files are saved, in turn.
-FORMS = ("jpeg", "png", "jpeg", "webp", "jpeg", "cutout", "jpeg", "palette", "lossless webp", "grey 16", "rgb 16")
+FORMS = ("jpeg", "png", "jpeg", "webp", "jpeg", "cutout", "jpeg", "palette", "lossless webp", "rgb 16", "grey 16")
 # What is added to them: the n-th is made from the n-th drawn scene.
 EXTRAS: tuple[str, ...] = ("copy jpeg", "truncated", "small", "copy png", "not a picture", "absurd size")
 EXTRAS += ("resized down", "variant", "copy webp", "resized up")
@@ -149,8 +149,9 @@ def _extra(extra: str, origin: Post, index: int) -> Post:
     if extra == "small":
         return replace(made, data=_saved(paint(scene, scale=0.5), "PNG"), extension="png")
     if extra == "variant":
-        new = Shape("star", "red", scene.shapes[0].x, scene.shapes[0].y, 0.15)
-        other = replace(scene, shapes=(*scene.shapes[1:], new))
+        first, *others = scene.shapes
+        new_colour = next(colour for colour in ("green", "red") if colour != first.colour)
+        other = replace(scene, shapes=(replace(first, colour=new_colour), *others))
         return replace(made, scene=other, data=_saved(paint(other), "JPEG", quality=92), extension="jpg")
     with Image.open(io.BytesIO(origin.data)) as picture:
         image = picture.convert("RGB")
