@@ -73,10 +73,10 @@ def _longest(picture: Size, *, area: int, step: int) -> Size:
     return step, min(height, area // step) // step * step
 
 
-def _misfit(size: Size, picture: Size) -> tuple[Fraction, int, int]:
-    """How far the shape is from the picture's (1 is the same), then less area, then a shorter long side."""
+def _misfit(size: Size, picture: Size) -> tuple[Fraction, int]:
+    """How far the shape is from the picture's (1 is the same), then less area."""
     across, down = size[0] * picture[1], size[1] * picture[0]
-    return Fraction(max(across, down), min(across, down)), -size[0] * size[1], -max(size)
+    return Fraction(max(across, down), min(across, down)), -size[0] * size[1]
 
 
 def _middle(size: Size, picture: Size) -> tuple[int, int, int, int]:
