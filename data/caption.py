@@ -82,11 +82,11 @@ def caption(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> Capt
         "custom": _custom_tags(facts, profile) + (text if profile.text_position == "card" else []),
     }
     if profile.assembly == "kohya":
-        groups["rating"] = _kohya_block(facts, words, part)
+        groups["rating"] = _kohya_block(facts, words, part=part)
     else:
         groups["rating"] = [words["rating"]]
-        groups["character"], groups["series"] = _characters(facts, profile, part)
-        groups["rest"] = _general_tags(facts, profile, part)
+        groups["character"], groups["series"] = _characters(facts, profile, part=part)
+        groups["rest"] = _general_tags(facts, profile, part=part)
     listed = [tag for group in profile.groups for tag in groups.get(group, ()) if tag]
     listed += text if profile.text_position == "end" else []
     tags = tuple(listed) if profile.assembly == "kohya" else tuple(dict.fromkeys(listed))
@@ -126,9 +126,9 @@ def _last_parenthesis(name: str) -> int | None:
     return None
 
 
-def _characters(facts: CaptionFacts, profile: Profile, part: CaptionPart) -> tuple[list[str], list[str]]:
+def _characters(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> tuple[list[str], list[str]]:
     """Characters (the sidecar's, then the tagger's) and series (the sidecar's, else those that the characters name)."""
-    tagged = _passing(facts, "character", part.character_threshold)
+    tagged = _passing(facts, "character", threshold=part.character_threshold)
     split = [split_series(name, profile) for name in [*facts.characters, *tagged]]
     series = [_spaced(name) for name in facts.series]
     if not any(series):
@@ -136,12 +136,12 @@ def _characters(facts: CaptionFacts, profile: Profile, part: CaptionPart) -> tup
     return [character for character, _ in split], series
 
 
-def _general_tags(facts: CaptionFacts, profile: Profile, part: CaptionPart) -> list[str]:
-    passing = _passing(facts, "general", part.general_threshold)
+def _general_tags(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> list[str]:
+    passing = _passing(facts, "general", threshold=part.general_threshold)
     return [name if name in profile.kaomoji_set else _spaced(name) for name in passing]
 
 
-def _passing(facts: CaptionFacts, wanted: str, threshold: float) -> list[str]:
+def _passing(facts: CaptionFacts, wanted: str, *, threshold: float) -> list[str]:
     """Names of one category with at least the threshold; a threshold's own float32, just below it or not, passes."""
     floor = min(threshold, float32(threshold))
     return [name for name, probability, category in facts.tags if probability >= floor and category == wanted]
@@ -167,14 +167,14 @@ def _custom_tags(facts: CaptionFacts, profile: Profile) -> list[str]:
     return tags
 
 
-def _kohya_block(facts: CaptionFacts, words: Words, part: CaptionPart) -> list[str]:
+def _kohya_block(facts: CaptionFacts, words: Words, *, part: CaptionPart) -> list[str]:
     """Rating, characters, series and general tags as sd-scripts' tagger has them; the trainer splits them at commas."""
     options = KohyaOptions(
         general_threshold=part.general_threshold,
         character_threshold=part.character_threshold,
         use_rating_tags=False,
     )
-    tags = [one_tag(tag) for element in kohya_list(facts.tags, (), options) for tag in element.split(SEPARATOR)]
+    tags = [one_tag(tag) for element in kohya_list(facts.tags, (), options=options) for tag in element.split(SEPARATOR)]
     return [words["rating"] or "", *tags]
 
 

@@ -37,14 +37,14 @@ class KohyaOptions:
 
 
 def kohya_tags(
-    tags: Sequence[Tag], rating: Sequence[float], options: KohyaOptions, *, existing: str | None = None
+    tags: Sequence[Tag], rating: Sequence[float], *, options: KohyaOptions, existing: str | None = None
 ) -> str:
     """What the tagger writes into the caption file, with its newline.
 
     `tags` in the order of selected_tags.csv; `rating` in the order of schema.RATINGS; `existing` is what the file
     holds so far. Raises ValueError: a tag_replacement that is not `source,target;source,target`.
     """
-    combined = kohya_list(tags, rating, options)
+    combined = kohya_list(tags, rating, options=options)
     if options.append_tags and existing is not None:
         split = existing.strip("\n").split(options.caption_separator.strip())
         old = [tag.strip() for tag in split if tag.strip()]
@@ -52,7 +52,7 @@ def kohya_tags(
     return options.caption_separator.join(combined) + "\n"
 
 
-def kohya_list(tags: Sequence[Tag], rating: Sequence[float], options: KohyaOptions) -> list[str]:
+def kohya_list(tags: Sequence[Tag], rating: Sequence[float], *, options: KohyaOptions) -> list[str]:
     """The tagger's own tags as the list that it joins; an expanded character is one element with its series."""
     generals = [(name, probability) for name, probability, category in tags if category == "general"]
     characters = [(name, probability) for name, probability, category in tags if category == "character"]

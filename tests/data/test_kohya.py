@@ -21,7 +21,7 @@ def _tags(probabilities: dict[str, float]) -> list[tuple[str, float, str]]:
 def test_the_tag_string_is_that_of_the_script(case: dict[str, Any]) -> None:
     options = KohyaOptions(**{**GOLDEN["starts"][case["start"]], **case["flags"]})
     tags = _tags(case["probabilities"])
-    assert kohya_tags(tags, case["rating"], options, existing=case["existing"]) == case["output"]
+    assert kohya_tags(tags, case["rating"], options=options, existing=case["existing"]) == case["output"]
 
 
 def test_the_options_start_as_the_seeds_command_has_them() -> None:
@@ -31,9 +31,9 @@ def test_the_options_start_as_the_seeds_command_has_them() -> None:
 def test_tags_below_the_threshold_need_not_be_given() -> None:
     tags = [tag for tag in _tags({"1girl": 0.9, "ganyu_(genshin_impact)": 0.6}) if tag[1] > 0]
     assert len(tags) == 2
-    assert kohya_tags(tags, (0, 0, 1, 0), KohyaOptions()) == "questionable, ganyu, genshin impact, 1girl\n"
+    assert kohya_tags(tags, (0, 0, 1, 0), options=KohyaOptions()) == "questionable, ganyu, genshin impact, 1girl\n"
 
 
 def test_a_replacement_without_a_target_is_refused() -> None:
     with pytest.raises(ValueError, match="'solo' must be `source,target`"):
-        kohya_tags([], (1, 0, 0, 0), KohyaOptions(tag_replacement="1girl,woman;solo"))
+        kohya_tags([], (1, 0, 0, 0), options=KohyaOptions(tag_replacement="1girl,woman;solo"))
