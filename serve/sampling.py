@@ -6,7 +6,7 @@ network predicts eps. Each row of a batch has its own s and t, so rows at differ
 State is float32. Suffixes: B rows, C channels, H and W cells.
 Source: Karras et al. 2022 (Euler, ancestral), Lu et al. 2022 (DPM-Solver++ 2M), Ho et al. 2020 (DDPM).
 
-Kind: pure, but for torch.
+Kind: actor.
 """
 
 from collections.abc import Callable, Sequence
