@@ -1,0 +1,486 @@
+"""Opening pictures: the cases of broken and hostile files, the colour rule, the hashes."""
+
+import hashlib
+import io
+import math
+import os
+import struct
+import threading
+import warnings
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, PngImagePlugin
+
+from sote.data import decode, painting, scenes
+from sote.data.decode import Picture, Refused
+from sote.data.inputs import InputShapes
+from sote.data.recipe import DecodePart
+from sote.data.schema import written_by
+
+RULE = DecodePart(min_pixels=1000, max_pixels=1_000_000)
+SHAPES = InputShapes(tagger_side=16, aesthetic_size=(20, 12), quality_side=8)
+
+
+def saved(image: Image.Image, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def opened(data: bytes, rule: DecodePart = RULE) -> Picture:
+    return decode.open_picture(data, rule)
+
+
+def refusal(data: bytes, rule: DecodePart = RULE) -> Refused:
+    with pytest.raises(Refused) as caught:
+        decode.open_picture(data, rule)
+    return caught.value
+
+
+def pixels(data: bytes) -> NDArray[np.int16]:
+    return np.asarray(opened(data).image).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def scene() -> Image.Image:
+    return scenes.paint(scenes.plan(1, 3), scale=0.3)
+
+
+@pytest.fixture(scope="module")
+def large() -> Image.Image:
+    return scenes.paint(scenes.plan(1, 4))
+
+
+# formats
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("JPEG", "jpeg"),
+        ("PNG", "png"),
+        ("WEBP", "webp"),
+        ("GIF", "gif"),
+        ("BMP", "bmp"),
+        ("TIFF", "tiff"),
+        ("AVIF", "avif"),
+        ("PPM", "ppm"),
+        ("JPEG2000", "jpeg2000"),
+    ],
+)
+def test_every_format_is_opened_under_its_name(scene: Image.Image, form: str, name: str) -> None:
+    picture = opened(saved(scene, form))
+    assert (picture.format, picture.width, picture.height, picture.frames) == (name, *scene.size, 1)
+    assert picture.image.mode == "RGB"
+    difference = np.abs(np.asarray(picture.image).astype(int) - np.asarray(scene).astype(int))
+    assert difference.mean() < 4
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "PPM"])
+def test_a_lossless_file_gives_the_very_pixels(scene: Image.Image, form: str) -> None:
+    assert decode.pixel_id(opened(saved(scene, form)).image) == decode.pixel_id(scene)
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_of_an_animation_the_first_frame_is_taken_and_the_frames_are_counted(form: str) -> None:
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "lime", "blue")]
+    picture = opened(saved(frames[0], form, save_all=True, append_images=frames[1:]))
+    assert picture.frames == 3
+    red, green, blue = np.asarray(picture.image).reshape(-1, 3).mean(axis=0)
+    assert red > 240
+    assert green < 15
+    assert blue < 15
+
+
+def test_a_camera_jpeg_with_a_second_picture_behind_it_is_a_jpeg(scene: Image.Image) -> None:
+    picture = opened(saved(scene, "MPO", save_all=True, append_images=[scene]))
+    assert (picture.format, picture.frames) == ("jpeg", 2)
+
+
+# the colour rule
+
+
+def test_what_is_transparent_shows_white_and_hidden_colours_do_not_show() -> None:
+    drawn = replace(scenes.plan(0, 1), background=painting.Background("transparent", "white"))
+    expected = np.asarray(painting.paint(drawn)).astype(np.int16)
+    found = np.asarray(opened(saved(painting.paint_cutout(drawn), "PNG"), DecodePart()).image).astype(np.int16)
+    assert np.abs(found - expected).max() <= 3
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
+def test_half_transparent_red_becomes_pink(form: str) -> None:
+    image = Image.new("RGBA", (40, 40), (255, 0, 0, 128))
+    options = {"lossless": True} if form == "WEBP" else {}
+    assert pixels(saved(image, form, **options))[20, 20].tolist() == [255, 127, 127]
+
+
+def test_grey_with_alpha_shows_white() -> None:
+    assert pixels(saved(Image.new("LA", (40, 40), (10, 0)), "PNG"))[0, 0].tolist() == [255, 255, 255]
+
+
+def test_a_transparent_palette_entry_shows_white() -> None:
+    image = Image.new("P", (40, 40), 1)
+    image.putpalette([0, 0, 0, 200, 30, 30])
+    image.paste(0, (0, 0, 20, 40))
+    found = pixels(saved(image, "PNG", transparency=0))
+    assert found[5, 5].tolist() == [255, 255, 255]
+    assert found[5, 35].tolist() == [200, 30, 30]
+
+
+def test_a_transparent_colour_of_an_rgb_file_shows_white() -> None:
+    image = Image.new("RGB", (40, 40), (1, 2, 3))
+    assert pixels(saved(image, "PNG", transparency=(1, 2, 3)))[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_its_upper_eight_bits(form: str) -> None:
+    values = np.linspace(0, 65_535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    picture = opened(saved(Image.fromarray(values), form))
+    assert picture.mode == "I;16"
+    assert (np.asarray(picture.image)[:, :, 0] == values >> 8).all()
+
+
+def test_big_endian_16_bit_tiff_keeps_its_upper_eight_bits() -> None:
+    values = np.linspace(0, 65_535, 64 * 64).astype(">u2").reshape(64, 64)
+    tags = {256: 64, 257: 64, 258: 16, 259: 1, 262: 1, 273: 200, 277: 1, 278: 64, 279: values.nbytes}
+    entries = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"MM\0*" + struct.pack(">I", 8) + struct.pack(">H", len(tags)) + entries + struct.pack(">I", 0)
+    picture = opened(head.ljust(200, b"\0") + values.tobytes())
+    assert picture.mode == "I;16B"
+    assert (np.asarray(picture.image)[:, :, 0] == values >> 8).all()
+
+
+def test_16_bit_pgm_keeps_its_upper_eight_bits() -> None:
+    values = np.linspace(0, 65_535, 64 * 64).astype(">u2").reshape(64, 64)
+    picture = opened(b"P5\n64 64\n65535\n" + values.tobytes())
+    assert (np.asarray(picture.image)[:, :, 0] == values >> 8).all()
+
+
+def test_16_bit_colour_keeps_its_upper_eight_bits(scene: Image.Image) -> None:
+    picture = opened(scenes._rgb_16(scene))
+    assert picture.mode == "RGB"
+    assert decode.pixel_id(picture.image) == decode.pixel_id(scene)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
+def test_other_modes_are_converted_and_named(scene: Image.Image, mode: str) -> None:
+    picture = opened(saved(scene.convert(mode), "TIFF"))
+    assert picture.mode == mode
+    assert picture.image.mode == "RGB"
+
+
+def test_black_and_white_stay_black_and_white() -> None:
+    image = Image.new("1", (40, 40), 1)
+    image.paste(0, (0, 0, 20, 40))
+    assert pixels(saved(image, "PNG"))[0, [0, 39]].tolist() == [[0, 0, 0], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(form: str, orientation: int) -> None:
+    shown = Image.new("RGB", (60, 30), "white")
+    shown.paste((255, 0, 0), (0, 0, 30, 15))  # red at the top left, blue at the bottom left
+    shown.paste((0, 0, 255), (0, 15, 30, 30))
+    back = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # the others undo themselves
+    turn = back.get(orientation, decode.UPRIGHT.get(orientation))
+    exif = Image.Exif()
+    exif[decode.ORIENTATION] = orientation
+    picture = opened(saved(shown if turn is None else shown.transpose(turn), form, exif=exif))
+    assert (picture.width, picture.height) == (60, 30)
+    found = np.asarray(picture.image).astype(np.int16)
+    assert np.abs(found[4, 8] - [255, 0, 0]).max() < 40
+    assert np.abs(found[26, 8] - [0, 0, 255]).max() < 40
+    assert np.abs(found[4, 50] - [255, 255, 255]).max() < 40
+
+
+def test_the_size_of_a_refused_picture_is_that_of_the_upright_one() -> None:
+    exif = Image.Exif()
+    exif[decode.ORIENTATION] = 6
+    refused = refusal(saved(Image.new("RGB", (30, 10)), "JPEG", exif=exif))
+    assert (refused.width, refused.height) == (10, 30)
+
+
+def test_broken_exif_does_not_spoil_a_picture(scene: Image.Image) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's word on the EXIF data
+        for exif in (b"Exif\0\0garbage!", b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12"):
+            assert opened(saved(scene, "JPEG", exif=exif)).width == scene.width
+
+
+# what is refused, and why
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_truncated_file_is_refused_as_that(large: Image.Image, form: str, keep: float) -> None:
+    data = saved(large, form)
+    refused = refusal(data[: int(len(data) * keep)], DecodePart())
+    assert (refused.reason, refused.fault) == ("truncated", True)
+    if form != "WEBP":
+        assert (refused.width, refused.height) == large.size
+
+
+def test_a_truncated_file_is_refused_even_after_a_sound_one(large: Image.Image) -> None:
+    data = saved(large, "JPEG")
+    opened(data, DecodePart())
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    assert refusal(data[:-100], DecodePart()).reason == "truncated"
+
+
+def test_wrong_png_data_are_refused_as_broken(scene: Image.Image) -> None:
+    data = bytearray(saved(scene, "PNG"))
+    middle = len(data) // 2
+    data[middle : middle + 40] = bytes(40)
+    assert refusal(bytes(data)).reason == "broken data (OSError)"
+
+
+@pytest.mark.parametrize("data", [b"<html>no</html>" * 9, b"\0" * 5000, b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_what_is_no_picture_is_refused_as_that(data: bytes) -> None:
+    assert (refusal(data).reason, refusal(data).fault) == ("not a picture", True)
+
+
+def test_an_empty_file_is_refused_as_that() -> None:
+    assert (refusal(b"").reason, refusal(b"").fault) == ("empty file", True)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "HEIC"),
+        (b"\xff\x0a" + bytes(99), "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(99), "JPEG XL"),
+    ],
+)
+def test_pictures_that_pillow_cannot_read_are_refused_by_name(data: bytes, name: str) -> None:
+    assert (refusal(data).reason, refusal(data).fault) == (f"{name} is not read", False)
+
+
+@pytest.mark.parametrize("side", [1_001, 12_000, 60_000])  # below and above where Pillow itself warns or raises
+def test_a_header_with_an_absurd_size_is_refused_before_any_pixel(side: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        refused = refusal(scenes._png(side, side, bits=8, colour=2, rows=b""))
+    assert (refused.reason, refused.fault) == ("header says more than 1000000 pixels", True)
+    assert (refused.width, refused.height, refused.format, refused.mode) == (side, side, "png", "RGB")
+
+
+def test_the_largest_size_allowed_is_opened() -> None:
+    image = Image.new("L", (1000, 1000))
+    assert opened(saved(image, "PNG")).width == 1000
+    assert opened(saved(image, "PNG"), DecodePart(min_pixels=1_000_000)).height == 1000
+
+
+def test_a_small_picture_is_skipped_by_rule_and_not_for_a_fault(scene: Image.Image) -> None:
+    refused = refusal(saved(scene, "PNG"), DecodePart())
+    assert (refused.reason, refused.fault) == ("fewer than 768000 pixels", False)
+    assert (refused.width, refused.height) == scene.size
+
+
+def test_a_small_picture_is_skipped_before_its_pixels_are_read(scene: Image.Image) -> None:
+    data = saved(scene, "PNG")
+    assert refusal(data[: len(data) // 2], DecodePart()).reason == "fewer than 768000 pixels"
+
+
+def test_floating_point_pixels_are_skipped_by_rule(scene: Image.Image) -> None:
+    refused = refusal(saved(scene.convert("F"), "TIFF"))
+    assert (refused.reason, refused.fault, refused.mode) == ("floating-point pixels are not read", False, "F")
+
+
+def test_an_absurdly_long_text_in_a_png_is_refused_as_broken(scene: Image.Image) -> None:
+    text = b"Comment\0\0" + zlib.compress(bytes(PngImagePlugin.MAX_TEXT_CHUNK + 1_000_000))
+    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    data = saved(scene, "PNG")
+    assert refusal(data[:33] + chunk + data[33:]).reason == "broken data (ValueError)"  # 33: behind IHDR
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"])
+def test_whatever_bytes_are_flipped_nothing_but_a_refusal_comes_out(scene: Image.Image, form: str) -> None:
+    data = saved(scene.resize((64, 48)), form)
+    rng = np.random.default_rng(7)
+    reasons = set()
+    for _ in range(40):
+        broken = np.frombuffer(data, np.uint8).copy()
+        broken[rng.integers(0, len(broken), 12)] = rng.integers(0, 256, 12)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                opened(broken.tobytes())
+            except Refused as refused:
+                reasons.add(refused.reason)
+    assert len(reasons) <= 6  # they can be counted
+
+
+def test_pillows_own_limit_is_as_before_whatever_happened(scene: Image.Image) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    data = [saved(scene, "PNG"), b"", b"nothing", scenes._png(60_000, 60_000, bits=8, colour=2, rows=b"")]
+
+    def work() -> None:
+        for item in data * 20:
+            try:
+                opened(item)
+            except Refused:
+                continue
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+# hashes
+
+
+def test_the_hash_is_the_low_frequencies_above_their_median(large: Image.Image) -> None:
+    """imagehash.phash(hash_size=16) by its definition: L, 64 x 64 Lanczos, DCT-II of both axes, 16 x 16, median."""
+    grey = np.asarray(large.convert("L").resize((64, 64), Image.Resampling.LANCZOS), dtype=np.float64)
+    k, n = np.arange(64)[:, None], np.arange(64)[None, :]
+    basis = 2 * np.cos(math.pi * k * (2 * n + 1) / 128)
+    low = (basis @ grey @ basis.T)[:16, :16]
+    bits = "".join("1" if value else "0" for value in (low > np.median(low)).flatten())
+    assert decode.phash(large) == int(bits, 2).to_bytes(32, "big")
+
+
+def test_the_hash_is_half_ones(large: Image.Image) -> None:
+    assert np.bitwise_count(np.frombuffer(decode.phash(large), np.uint8)).sum() == 128
+
+
+def distance(one: Image.Image, other: Image.Image) -> int:
+    hashes = (np.frombuffer(decode.phash(image), np.uint8) for image in (one, other))
+    return int(np.bitwise_count(next(hashes) ^ next(hashes)).sum())
+
+
+def test_a_copy_has_a_near_hash_and_another_scene_a_far_one(large: Image.Image) -> None:
+    copy = opened(saved(large, "JPEG", quality=60), DecodePart()).image
+    half = large.resize((large.width // 2, large.height // 2), Image.Resampling.LANCZOS)
+    assert distance(large, copy) <= 6  # facts: re-encodes and resizes lie within 6
+    assert distance(large, half) <= 6
+    assert distance(large, scenes.paint(scenes.plan(1, 5))) > 60
+
+
+def test_the_thumbnail_holds_the_mean_of_each_cell() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (160, 320, 3), dtype=np.uint8)
+    cells = np.frombuffer(decode.thumb(Image.fromarray(values)), np.uint8).reshape(16, 16, 3)
+    means = values.reshape(16, 10, 16, 20, 3).mean(axis=(1, 3))
+    assert np.abs(cells - means).max() <= 1
+
+
+def test_the_pixel_id_tells_shapes_of_the_same_bytes_apart() -> None:
+    assert decode.pixel_id(Image.new("RGB", (4, 2))) != decode.pixel_id(Image.new("RGB", (2, 4)))
+    assert decode.pixel_id(Image.new("RGB", (4, 2))) == decode.pixel_id(Image.new("RGB", (4, 2)))
+
+
+# rows
+
+
+def row(path: Path, **more: Any) -> dict[str, Any]:
+    return {"uri": str(path), "index_skip": None, "index_error": None, **more}
+
+
+def decoded(path: Path, rule: DecodePart = RULE, **more: Any) -> dict[str, Any]:
+    return decode.decode_row(row(path, **more), rule=rule, shapes=SHAPES)
+
+
+def test_a_sound_row_has_every_column_of_the_stage_and_its_inputs(scene: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    data = saved(scene, "PNG")
+    path.write_bytes(data)
+    found = decoded(path)
+    columns = set(written_by("decode").names) - {"row"}
+    assert set(found) == columns | {"tagger_input", "aesthetic_input", "quality_input", "sound"}
+    assert found["sound"]
+    assert found["id"] == hashlib.sha256(data).hexdigest()
+    assert (found["format"], found["mode"], found["frames"]) == ("png", "RGB", 1)
+    assert (found["width"], found["height"]) == scene.size
+    assert (found["phash"], found["thumb"]) == (decode.phash(scene), decode.thumb(scene))
+    assert found["decode_error"] is found["decode_skip"] is None
+    assert found["tagger_input"].any()
+
+
+def test_a_broken_row_keeps_its_id_and_header_and_its_inputs_are_zeros(large: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(saved(large, "JPEG")[:-500])
+    found = decoded(path, DecodePart())
+    assert not found["sound"]
+    assert found["id"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found["decode_error"] == "decode: truncated"
+    assert (found["format"], found["width"], found["phash"]) == ("jpeg", large.width, None)
+    assert found["tagger_input"].shape == (16, 16, 3)
+    assert found["aesthetic_input"].shape == (12, 20, 3)
+    assert not found["quality_input"].any()
+
+
+def test_a_row_skipped_by_rule_has_a_skip_and_no_error(scene: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(scene, "PNG"))
+    found = decoded(path, DecodePart())
+    assert (found["decode_skip"], found["decode_error"]) == ("decode: fewer than 768000 pixels", None)
+    assert not found["sound"]
+
+
+def test_a_file_that_is_gone_or_closed_is_an_error_of_its_row(tmp_path: Path) -> None:
+    gone = decoded(tmp_path / "gone.png")
+    assert (gone["decode_error"], gone["id"], gone["sound"]) == ("decode: file vanished", None, False)
+    assert decoded(tmp_path)["decode_error"] == "decode: file could not be read (EISDIR)"
+    loop = tmp_path / "loop.png"
+    loop.symlink_to(loop)
+    assert decoded(loop)["decode_error"] == "decode: file could not be read (ELOOP)"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_an_error_of_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.touch(mode=0)
+    assert decoded(path)["decode_error"] == "decode: no permission to read the file"
+
+
+def test_a_file_of_too_many_bytes_is_skipped_with_its_id(scene: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    data = saved(scene, "PNG")
+    path.write_bytes(data)
+    found = decoded(path, replace_bytes(len(data) - 1))
+    assert found["decode_skip"] == f"decode: file of more than {len(data) - 1} bytes"
+    assert found["id"] == hashlib.sha256(data).hexdigest()
+    assert decoded(path, replace_bytes(len(data)))["sound"]
+
+
+def replace_bytes(limit: int) -> DecodePart:
+    return RULE.model_copy(update={"max_file_bytes": limit})
+
+
+def test_what_the_index_skipped_gets_its_id_and_nothing_else(scene: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(saved(scene, "PNG"))
+    found = decoded(path, index_skip="index: not a picture file (.mp4)")
+    assert found["id"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert {name: found[name] for name in ("format", "phash", "decode_skip", "decode_error", "sound")} == {
+        "format": None,
+        "phash": None,
+        "decode_skip": None,
+        "decode_error": None,
+        "sound": False,
+    }
+
+
+def test_a_row_with_an_error_of_the_index_is_opened_but_not_sound(scene: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(scene, "PNG"))
+    found = decoded(path, index_error="index: sidecar is not valid JSON")
+    assert found["phash"] == decode.phash(scene)
+    assert not found["sound"]
+    assert not found["tagger_input"].any()
+
+
+def test_inputs_that_are_not_asked_for_are_absent(scene: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(scene, "PNG"))
+    found = decode.decode_row(row(path), rule=RULE, shapes=InputShapes(quality_side=8))
+    assert "quality_input" in found
+    assert "tagger_input" not in found
