@@ -33,7 +33,6 @@ from sote.data.shards import Row, Work
 STAGE = "latents"
 FORMAT = "sote-latents-1"
 ENCODER_STRIDE = 32  # EfficientNet-V2-S features: 32 pixels a cell
-DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # safetensors' names
 READ_CPUS, MODEL_CPUS = 0.5, 1.0
 
 Batch = dict[str, Any]
@@ -205,9 +204,12 @@ def _commit(work: Work, part: LatentsPart, pieces: list[Batch], *, seconds: floa
                 "dtype": part.dtype,
                 "ids": json.dumps([ids[row] for row, _, _ in members]),
             }
-            data = b"".join(member[1] for member in members)
-            tensor: Any = {"dtype": DTYPES[part.dtype], "shape": [len(members), *members[0][2]], "data": data}
-            storage.write_bytes(work.folder.latents / name, safetensors.serialize({"latents": tensor}, facts))
+            data = np.frombuffer(b"".join(member[1] for member in members), np.uint8)
+            shape = [len(members), *members[0][2]]
+            tensor = safetensors.TensorSpec(
+                dtype=part.dtype, shape=shape, data_ptr=data.ctypes.data, data_len=data.nbytes
+            )
+            storage.write_bytes(work.folder.latents / name, bytes(safetensors.serialize({"latents": tensor}, facts)))
     work.commit(STAGE, shard, shards.table_of(STAGE, rows), seconds=seconds)
 
 

@@ -21,6 +21,7 @@ from sote.cluster.errors import RunFailed, SourceError
 from sote.cluster.storage import RunFolder
 from sote.data import catalogue, decode, dedup, derive, index, latents, look, read, schema, shards
 from sote.data.catalogue import Count
+from sote.data.profile import load_profile
 from sote.data.recipe import CurateRecipe
 from sote.data.shards import Row, Work
 
@@ -61,6 +62,8 @@ def run(work_recipe: CurateRecipe, folder: RunFolder, *, address: str | None, re
 def digests(work_recipe: CurateRecipe) -> dict[str, str]:
     """For each stage the digest of the recipe parts that it and all stages before it depend on."""
     dumped = work_recipe.model_dump(mode="json")
+    # a profile is a file that its owner may edit: its content counts, not its name
+    dumped["caption"] |= {"profile": recipe.digest(load_profile(work_recipe.caption.profile))}
     found: dict[str, str] = {}
     before = ""
     for stage in STAGES:

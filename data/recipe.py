@@ -92,6 +92,12 @@ class LatentsPart(Part):
     compression: float = Field(default=32.0, ge=4, le=128)
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
+    @model_validator(mode="after")
+    def _step_fits(self) -> Self:
+        if self.bucket_step > self.resolution:
+            raise ValueError(f"bucket_step must be at most resolution ({self.resolution})")
+        return self
+
 
 class WorkPart(Part):
     """What changes no result, so that a run can be continued with other values.

@@ -20,7 +20,7 @@ from sote.cluster import recipe as recipes
 from sote.cluster.errors import SourceError
 from sote.cluster.recipe import Recipe
 from sote.cluster.storage import RunFolder
-from sote.data import pipeline, scenes
+from sote.data import index, pipeline, scenes
 from sote.data import plan as data_plan
 from sote.data import recipe as curating
 from sote.data import standins as data_standins
@@ -52,6 +52,8 @@ def run(out: Path, *, images: Path | None, address: str | None) -> Path:
     storage.refuse_foreign(folder)
     _say(1, "pictures and stand-in models")
     curate = _curate_recipe(root, images)
+    if images is not None:
+        index.check(curate.sources[0])
     _once(root / "weights", _stand_ins)
     if images is None:
         _once(root / "pictures", scenes.draw)

@@ -113,7 +113,7 @@ def tracked() -> list[str]:
 def test_the_readme_tree_is_the_real_tree() -> None:
     folders = (*LAYERS, "notebooks")
     real = {name for name in tracked() if name.split("/")[0] in folders and not name.endswith("__init__.py")}
-    shown = [name for name in tree_lines((TOP / "README.md").read_text(encoding="utf-8"))]
+    shown = list(tree_lines((TOP / "README.md").read_text(encoding="utf-8")))
     assert len(shown) == len(set(shown))
     assert {name for name in shown if name.split("/")[0] in folders} == real
 
