@@ -52,7 +52,9 @@ class Plan:
     head: int
 
 
-def _stage(width_in: int, *, expand: int, stride: int, width_out: int, blocks: int, squeeze: bool) -> tuple[Block, ...]:
+def stage_of(
+    width_in: int, *, expand: int, stride: int, width_out: int, blocks: int, squeeze: bool
+) -> tuple[Block, ...]:
     """A stage as the paper's table writes it; squeeze and excitation has a quarter of the block's input width."""
     made = []
     for number in range(blocks):
@@ -66,12 +68,12 @@ def _stage(width_in: int, *, expand: int, stride: int, width_out: int, blocks: i
 PUBLISHED = Plan(
     stem=24,
     stages=(
-        _stage(24, expand=1, stride=1, width_out=24, blocks=2, squeeze=False),
-        _stage(24, expand=4, stride=2, width_out=48, blocks=4, squeeze=False),
-        _stage(48, expand=4, stride=2, width_out=64, blocks=4, squeeze=False),
-        _stage(64, expand=4, stride=2, width_out=128, blocks=6, squeeze=True),
-        _stage(128, expand=6, stride=1, width_out=160, blocks=9, squeeze=True),
-        _stage(160, expand=6, stride=2, width_out=256, blocks=15, squeeze=True),
+        stage_of(24, expand=1, stride=1, width_out=24, blocks=2, squeeze=False),
+        stage_of(24, expand=4, stride=2, width_out=48, blocks=4, squeeze=False),
+        stage_of(48, expand=4, stride=2, width_out=64, blocks=4, squeeze=False),
+        stage_of(64, expand=4, stride=2, width_out=128, blocks=6, squeeze=True),
+        stage_of(128, expand=6, stride=1, width_out=160, blocks=9, squeeze=True),
+        stage_of(160, expand=6, stride=2, width_out=256, blocks=15, squeeze=True),
     ),
     head=1280,
 )

@@ -21,6 +21,7 @@ from open_clip.transformer import QuickGELU
 from safetensors import SafetensorError
 from torch import nn
 from transformers import ViTForImageClassification
+from transformers.utils import logging as transformers_logging
 
 from sote.cluster.errors import WeightsError
 from sote.data.pretrained import (
@@ -178,6 +179,7 @@ def _load_vit(folder: Path) -> tuple[nn.Module, int]:
     labels = {int(index): name for index, name in read_json(config).get("id2label", {}).items()}
     if len(labels) != 2 or sorted(labels) != [0, 1] or GOOD not in labels.values():
         raise WeightsError(f"{config}: id2label is {labels}, expected two labels of which one is {GOOD!r}")
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the run has its own
     try:
         loaded: Any = ViTForImageClassification.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, use_safetensors=True, output_loading_info=True

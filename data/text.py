@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.utils import logging as transformers_logging
 
 from sote.cluster.errors import WeightsError
 from sote.data.pretrained import check_loaded, needed, one_line, pick_device
@@ -36,6 +37,7 @@ class Reader:
         self.device = pick_device(device)
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.float16
         self.max_new_tokens = max_new_tokens
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the run has its own
         try:
             loaded: Any = LlavaForConditionalGeneration.from_pretrained(
                 folder, local_files_only=True, dtype=self.dtype, use_safetensors=True, output_loading_info=True
@@ -45,11 +47,7 @@ class Reader:
         except UNFIT as error:
             raise WeightsError(f"{folder}: is not a LlavaForConditionalGeneration folder ({one_line(error)})") from None
         check_loaded(folder, report)
-        if self._processor.image_token_id != model.config.image_token_id:
-            raise WeightsError(
-                f"{folder}: the tokenizer has <image> as {self._processor.image_token_id}, "
-                f"the model as {model.config.image_token_id}"
-            )
+        _check_tokens(folder, self._processor, model.config.image_token_id)
         self._model = model.eval().requires_grad_(False).to(self.device)
 
     @torch.inference_mode()
@@ -66,6 +64,17 @@ class Reader:
         tokens_BT = self._model.generate(**asked, do_sample=False, num_beams=1, max_new_tokens=self.max_new_tokens)
         answers_BT = tokens_BT[:, asked["input_ids"].shape[1] :]
         return list(self._processor.tokenizer.batch_decode(answers_BT, skip_special_tokens=True))
+
+
+def _check_tokens(folder: Path, processor: LlavaProcessor, image_token: int) -> None:
+    """The tokenizer has the model's <image>, and puts the token of the beginning first, as LLaMA was trained."""
+    if processor.image_token_id != image_token:
+        raise WeightsError(
+            f"{folder}: the tokenizer has <image> as {processor.image_token_id}, the model as {image_token}"
+        )
+    tokenizer = processor.tokenizer
+    if tokenizer(PROMPT)["input_ids"][0] != tokenizer.bos_token_id:
+        raise WeightsError(f"{folder}: its tokenizer does not begin a prompt with {tokenizer.bos_token}")
 
 
 def _processor(folder: Path, config: Any) -> LlavaProcessor:
