@@ -28,7 +28,7 @@ from sote.data.buckets import Bucket, bucket_for
 from sote.data.decode import Refused, open_picture
 from sote.data.inputs import encoder_input
 from sote.data.recipe import CurateRecipe, LatentsPart
-from sote.data.shards import Row, Work
+from sote.data.shards import Late, Row, Work
 
 STAGE = "latents"
 FORMAT = "sote-latents-1"
@@ -163,20 +163,21 @@ class EncodeRows:
     def __init__(self, encoder: Path, dtype: str) -> None:
         from sote.data.encode import Encoder
 
-        self.encoder = Encoder(encoder, dtype=dtype)
+        self.encoder = Late(lambda: Encoder(encoder, dtype=dtype))
 
     def __call__(self, batch: Batch) -> Batch:
         import torch
 
+        encoder = self.encoder.get()
         if int(batch["pieces"][0]) >= 0:
-            return batch | {"encoder_sha256": np.array([self.encoder.sha256])}
+            return batch | {"encoder_sha256": np.array([encoder.sha256])}
         shape = json.loads(batch["shape"][0])
-        latents = self.encoder.encode(np.frombuffer(batch["data"][0], np.uint8).reshape(shape)).cpu().contiguous()
+        latents = encoder.encode(np.frombuffer(batch["data"][0], np.uint8).reshape(shape)).cpu().contiguous()
         return batch | {
             "shape": np.array([json.dumps(list(latents.shape))]),
             "data": np.array([latents.view(torch.uint8).numpy().tobytes()], dtype=object),
             "finite": np.array([json.dumps(latents.float().isfinite().flatten(1).all(1).tolist())]),
-            "encoder_sha256": np.array([self.encoder.sha256]),
+            "encoder_sha256": np.array([encoder.sha256]),
         }
 
 

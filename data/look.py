@@ -26,11 +26,11 @@ from sote.data.decode import decode_row
 from sote.data.inputs import InputShapes, blank_inputs
 from sote.data.recipe import CurateRecipe, DecodePart
 from sote.data.schema import RATINGS
-from sote.data.shards import Work
+from sote.data.shards import Late, Work
 
 STAGES = ("decode", "score", "tag")
-# Shares of a CPU, so that two decoding tasks and two models fit two cores; one accelerator carries both models. The
-# shares differ because Ray Data fuses neighbours that ask for the same, and decoding would then run in the model's actor.
+# Shares of a CPU, so that two decoding tasks and two models fit two cores; one accelerator carries both models. They
+# differ because Ray Data fuses neighbours that ask for the same, and decoding would then run in the model's actor.
 DECODE_CPUS, MODEL_CPUS, MODEL_GPUS = 0.5, 0.4, 0.5
 
 Batch = dict[str, Any]
@@ -130,12 +130,12 @@ class ScoreRows:
     def __init__(self, models: Models) -> None:
         from sote.data.score import Scorer
 
-        self.scorer = Scorer(models.aesthetic, models.quality_clip, models.quality_head)
+        self.scorer = Late(lambda: Scorer(models.aesthetic, models.quality_clip, models.quality_head))
 
     def __call__(self, batch: Any) -> Batch:
         piece = shards.cells_of(batch)
         models = ("sound", "aesthetic_input", "quality_input")
-        out = self.scorer({name: piece.pop(name) if name != "sound" else piece[name] for name in models})
+        out = self.scorer.get()({name: piece.pop(name) if name != "sound" else piece[name] for name in models})
         names = ("aesthetic_score", "aesthetic_logit", "quality_score", "quality_logit", "score_error")
         return _add(piece, "score", [{name: _plain(out[name][at]) for name in names} for at in range(piece["rows"])])
 
@@ -146,13 +146,13 @@ class TagRows:
     def __init__(self, models: Models) -> None:
         from sote.data.tag import Tagger
 
-        self.tagger = Tagger(models.tagger)
+        self.tagger = Late(lambda: Tagger(models.tagger))
 
     def __call__(self, batch: Any) -> Batch:
         import json
 
         piece = shards.cells_of(batch)
-        out = self.tagger({"sound": piece["sound"], "tagger_input": piece.pop("tagger_input")})
+        out = self.tagger.get()({"sound": piece["sound"], "tagger_input": piece.pop("tagger_input")})
         rows = []
         for at in range(piece["rows"]):
             tagged = bool(piece["sound"][at]) and out["tag_error"][at] is None

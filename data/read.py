@@ -17,7 +17,7 @@ from sote.cluster.storage import RunFolder
 from sote.data import reading, shards
 from sote.data.decode import Refused, open_picture
 from sote.data.recipe import CurateRecipe, DecodePart, TextPart
-from sote.data.shards import Row, Work
+from sote.data.shards import Late, Row, Work
 
 STAGE = "text"
 TEXT_TAG = "english_text"  # the author read only pictures with this tag
@@ -71,7 +71,8 @@ class ReadShard:
         from sote.data.text import Reader
 
         self.folder, self.recipe = folder, recipe
-        self.reader = Reader(model, max_new_tokens=recipe.text.max_new_tokens if recipe.text else 1)
+        tokens = recipe.text.max_new_tokens if recipe.text else 0
+        self.reader = Late(lambda: Reader(model, max_new_tokens=tokens))
 
     def __call__(self, batch: Any) -> dict[str, Any]:
         started, shard = time.monotonic(), int(batch["shard"][0])
@@ -88,7 +89,7 @@ class ReadShard:
             return {"row": row["row"], "text_error": f"text: cannot be read ({error.strerror})"}
         except Refused as error:
             return {"row": row["row"], "text_error": f"text: {error.reason}"}
-        answer = self.reader.read([image])[0]
+        answer = self.reader.get().read([image])[0]
         return {"row": row["row"], "read_text": answer, "text": reading.accept(answer)}
 
 

@@ -8,10 +8,10 @@ Kind: wiring.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,14 @@ import pyarrow.parquet as pq
 import ray
 
 from sote.cluster import storage
+from sote.cluster.errors import SoteError
 from sote.cluster.logs import Metrics
 from sote.cluster.storage import RunFolder
 from sote.data import schema
 from sote.data.recipe import CurateRecipe
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,46 @@ def cells_of(batch: Any) -> dict[str, Any]:
 
 
 def stream(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """Run a dataset whose rows are single pieces, and yield each piece's cells as it is ready, in no set order."""
-    for batch in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=1):
-        yield cells_of(batch)
+    """Run a dataset whose rows are single pieces, and yield each piece's cells as it is ready, in no set order.
+
+    A SoteError of a worker is raised here as itself.
+    """
+    try:
+        for batch in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=1):
+            yield cells_of(batch)
+    except Exception as error:
+        ours = _ours(error)
+        if ours is None:
+            raise
+        raise ours from None
+
+
+class Late(Generic[T]):
+    """A model made when an actor starts; what the user did wrong about it is said at its first use.
+
+    An actor whose `__init__` raises is tried again and then dies without its error; one whose call raises passes it on.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        try:
+            self._made: T | SoteError = make()
+        except SoteError as error:
+            self._made = error
+
+    def get(self) -> T:
+        """The model, or the error that its making ended with."""
+        if isinstance(self._made, SoteError):
+            raise self._made
+        return self._made
+
+
+def _ours(error: BaseException | None) -> SoteError | None:
+    """The SoteError that a Ray error was caused by, if it was."""
+    while error is not None:
+        if isinstance(error, SoteError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
 
 
 def each(shards: Sequence[int]) -> ray.data.Dataset:
