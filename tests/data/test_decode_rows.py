@@ -1,0 +1,187 @@
+"""What decoding makes of a row: its columns, its inputs, its errors; and the hashes."""
+
+import hashlib
+import io
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sote.data import decode, scenes
+from sote.data.inputs import InputShapes
+from sote.data.recipe import DecodePart
+from sote.data.schema import written_by
+
+RULE = DecodePart(min_pixels=1000, max_pixels=1_000_000)
+SHAPES = InputShapes(tagger_side=16, aesthetic_size=(20, 12), quality_side=8)
+
+
+def saved(image: Image.Image, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def scene() -> Image.Image:
+    return scenes.paint(scenes.plan(1, 3), scale=0.3)
+
+
+@pytest.fixture(scope="module")
+def large() -> Image.Image:
+    return scenes.paint(scenes.plan(1, 4))
+
+
+# hashes
+
+
+def test_the_hash_is_the_low_frequencies_above_their_median(large: Image.Image) -> None:
+    """imagehash.phash(hash_size=16) by its definition: L, 64 x 64 Lanczos, DCT-II of both axes, 16 x 16, median."""
+    grey = np.asarray(large.convert("L").resize((64, 64), Image.Resampling.LANCZOS), dtype=np.float64)
+    k, n = np.arange(64)[:, None], np.arange(64)[None, :]
+    basis = 2 * np.cos(math.pi * k * (2 * n + 1) / 128)
+    low = (basis @ grey @ basis.T)[:16, :16]
+    bits = "".join("1" if value else "0" for value in (low > np.median(low)).flatten())
+    assert decode.phash(large) == int(bits, 2).to_bytes(32, "big")
+
+
+def test_the_hash_is_half_ones(large: Image.Image) -> None:
+    assert np.bitwise_count(np.frombuffer(decode.phash(large), np.uint8)).sum() == 128
+
+
+def distance(one: Image.Image, other: Image.Image) -> int:
+    hashes = (np.frombuffer(decode.phash(image), np.uint8) for image in (one, other))
+    return int(np.bitwise_count(next(hashes) ^ next(hashes)).sum())
+
+
+def test_a_copy_has_a_near_hash_and_another_scene_a_far_one(large: Image.Image) -> None:
+    copy = decode.open_picture(saved(large, "JPEG", quality=60), DecodePart()).image
+    half = large.resize((large.width // 2, large.height // 2), Image.Resampling.LANCZOS)
+    assert distance(large, copy) <= 6  # facts: re-encodes and resizes lie within 6
+    assert distance(large, half) <= 6
+    assert distance(large, scenes.paint(scenes.plan(1, 5))) > 60
+
+
+def test_the_thumbnail_holds_the_mean_of_each_cell() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (160, 320, 3), dtype=np.uint8)
+    cells = np.frombuffer(decode.thumb(Image.fromarray(values)), np.uint8).reshape(16, 16, 3)
+    means = values.reshape(16, 10, 16, 20, 3).mean(axis=(1, 3))
+    assert np.abs(cells - means).max() <= 1
+
+
+def test_the_pixel_id_tells_shapes_of_the_same_bytes_apart() -> None:
+    assert decode.pixel_id(Image.new("RGB", (4, 2))) != decode.pixel_id(Image.new("RGB", (2, 4)))
+    assert decode.pixel_id(Image.new("RGB", (4, 2))) == decode.pixel_id(Image.new("RGB", (4, 2)))
+
+
+# rows
+
+
+def row(path: Path, **more: Any) -> dict[str, Any]:
+    return {"uri": str(path), "index_skip": None, "index_error": None, **more}
+
+
+def decoded(path: Path, rule: DecodePart = RULE, **more: Any) -> dict[str, Any]:
+    return decode.decode_row(row(path, **more), rule=rule, shapes=SHAPES)
+
+
+def test_a_sound_row_has_every_column_of_the_stage_and_its_inputs(scene: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    data = saved(scene, "PNG")
+    path.write_bytes(data)
+    found = decoded(path)
+    columns = set(written_by("decode").names) - {"row"}
+    assert set(found) == columns | {"tagger_input", "aesthetic_input", "quality_input", "sound"}
+    assert found["sound"]
+    assert found["id"] == hashlib.sha256(data).hexdigest()
+    assert (found["format"], found["mode"], found["frames"]) == ("png", "RGB", 1)
+    assert (found["width"], found["height"]) == scene.size
+    assert (found["phash"], found["thumb"]) == (decode.phash(scene), decode.thumb(scene))
+    assert found["decode_error"] is found["decode_skip"] is None
+    assert found["tagger_input"].any()
+
+
+def test_a_broken_row_keeps_its_id_and_header_and_its_inputs_are_zeros(large: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(saved(large, "JPEG")[:-500])
+    found = decoded(path, DecodePart())
+    assert not found["sound"]
+    assert found["id"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found["decode_error"] == "decode: truncated"
+    assert (found["format"], found["width"], found["phash"]) == ("jpeg", large.width, None)
+    assert found["tagger_input"].shape == (16, 16, 3)
+    assert found["aesthetic_input"].shape == (12, 20, 3)
+    assert not found["quality_input"].any()
+
+
+def test_a_row_skipped_by_rule_has_a_skip_and_no_error(scene: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(scene, "PNG"))
+    found = decoded(path, DecodePart())
+    assert (found["decode_skip"], found["decode_error"]) == ("decode: fewer than 768000 pixels", None)
+    assert not found["sound"]
+
+
+def test_a_file_that_is_gone_or_closed_is_an_error_of_its_row(tmp_path: Path) -> None:
+    gone = decoded(tmp_path / "gone.png")
+    assert (gone["decode_error"], gone["id"], gone["sound"]) == ("decode: file vanished", None, False)
+    assert decoded(tmp_path)["decode_error"] == "decode: file could not be read (EISDIR)"
+    loop = tmp_path / "loop.png"
+    loop.symlink_to(loop)
+    assert decoded(loop)["decode_error"] == "decode: file could not be read (ELOOP)"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_an_error_of_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.touch(mode=0)
+    assert decoded(path)["decode_error"] == "decode: no permission to read the file"
+
+
+def test_a_file_of_too_many_bytes_is_skipped_with_its_id(scene: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    data = saved(scene, "PNG")
+    path.write_bytes(data)
+    found = decoded(path, replace_bytes(len(data) - 1))
+    assert found["decode_skip"] == f"decode: file of more than {len(data) - 1} bytes"
+    assert found["id"] == hashlib.sha256(data).hexdigest()
+    assert decoded(path, replace_bytes(len(data)))["sound"]
+
+
+def replace_bytes(limit: int) -> DecodePart:
+    return RULE.model_copy(update={"max_file_bytes": limit})
+
+
+def test_what_the_index_skipped_gets_its_id_and_nothing_else(scene: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(saved(scene, "PNG"))
+    found = decoded(path, index_skip="index: not a picture file (.mp4)")
+    assert found["id"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert {name: found[name] for name in ("format", "phash", "decode_skip", "decode_error", "sound")} == {
+        "format": None,
+        "phash": None,
+        "decode_skip": None,
+        "decode_error": None,
+        "sound": False,
+    }
+
+
+def test_a_row_with_an_error_of_the_index_is_opened_but_not_sound(scene: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(scene, "PNG"))
+    found = decoded(path, index_error="index: sidecar is not valid JSON")
+    assert found["phash"] == decode.phash(scene)
+    assert not found["sound"]
+    assert not found["tagger_input"].any()
+
+
+def test_inputs_that_are_not_asked_for_are_absent(scene: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(scene, "PNG"))
+    found = decode.decode_row(row(path), rule=RULE, shapes=InputShapes(quality_side=8))
+    assert "quality_input" in found
+    assert "tagger_input" not in found
