@@ -216,7 +216,7 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 def _at(value: float, start: float, end: float) -> float:
     """Where `value` lies between `start` and `end`, in per cent; the middle if they are one."""
-    return 50.0 if start == end else round(100 * (value - start) / (end - start), 3)
+    return 50.0 if start == end else round(100 * abs((value - start) / (end - start)), 3)
 
 
 def _plain(value: float) -> str:

@@ -9,6 +9,7 @@ Kind: pure.
 import base64
 import html
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -24,7 +25,7 @@ ICON: Final = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'>"
     "<path d='M5 2h22c0 12-14 12-14 28H5z' fill='#0f6b73'/></svg>"
 )
-QUALITIES: Final = (82, 68, 54, 40)  # WebP; below 40 blocks are seen at thumbnail size
+QUALITIES: Final = (82, 62, 42)  # WebP; below 40 blocks are seen at thumbnail size
 SMALLEST_SIDE: Final = 32  # pixels; a picture is not made smaller than this to fit its bytes
 
 
@@ -99,7 +100,10 @@ def number(value: float, digits: int = 0) -> str:
 def share(part: float, whole: float) -> str:
     """`part` of `whole` in per cent, with a narrow blank that does not break; 0 % of nothing."""
     percent = 100 * part / whole if whole else 0.0
-    return f"{percent:.0f}\u202f%" if percent in (0.0, 100.0) or 10 <= percent < 99.5 else f"{percent:.1f}\u202f%"
+    if percent not in (0.0, 100.0):
+        percent = min(max(percent, 0.1), 99.9)  # neither none nor all
+    digits = 0 if percent in (0.0, 100.0) or 10 <= percent < 99.5 else 1
+    return f"{percent:.{digits}f}\u202f%"
 
 
 def duration(seconds: float) -> str:
@@ -153,24 +157,23 @@ def picture(image: Image.Image, *, side: int, max_bytes: int, alt: str) -> Html:
     """`image` (RGB) as an embedded WebP of at most `side` pixels and `max_bytes` bytes."""
     small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    data = _encoded(small, max_bytes)
+    data = b""
+    for quality in QUALITIES:
+        data = _webp(small, quality)
+        if len(data) <= max_bytes:
+            break
     while len(data) > max_bytes and max(small.size) > SMALLEST_SIDE:
-        small.thumbnail((max(small.size) * 3 // 4,) * 2, Image.Resampling.LANCZOS)
-        data = _encoded(small, max_bytes)
+        factor = min(math.sqrt(max_bytes / len(data)), 0.95)  # bytes go with the area
+        small.thumbnail((max(round(max(small.size) * factor), SMALLEST_SIDE),) * 2, Image.Resampling.LANCZOS)
+        data = _webp(small, QUALITIES[-1])
     uri = "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
     return tag("img", src=uri, width=small.width, height=small.height, alt=alt, decoding="async")
 
 
-def _encoded(image: Image.Image, max_bytes: int) -> bytes:
-    """`image` as WebP at the best of QUALITIES that keeps within `max_bytes`, else at the worst."""
-    data = b""
-    for quality in QUALITIES:
-        out = io.BytesIO()
-        image.save(out, "WEBP", quality=quality, method=4)
-        data = out.getvalue()
-        if len(data) <= max_bytes:
-            break
-    return data
+def _webp(image: Image.Image, quality: int) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=quality, method=4)
+    return out.getvalue()
 
 
 def blank(words: str) -> Html:

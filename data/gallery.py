@@ -17,6 +17,7 @@ from sote.data import schema
 from sote.data.decode import Refused, open_picture
 from sote.data.recipe import DecodePart
 from sote.data.survey import Row, Survey, distances, is_kept
+from sote.data.words import is_missing
 
 # Sides in pixels (twice what is shown, for dense screens) and bytes: 24 samples, 24 refused and 24 members of groups
 # at their most come to 1.1 MB, 1.4 MB as text, so that the page keeps under 3 MB with the painted images.
@@ -27,6 +28,7 @@ STRIP_PICTURES: Final = 10
 GROUP_MEMBERS: Final = 4  # of one group; the rest is counted
 MOST_GROUP_PICTURES: Final = 24
 
+SCORED: Final = ("aesthetic", "quality")
 VEILED: Final = ("questionable", "explicit")
 # To look at a refused picture: whatever its size, as long as it can be decoded at all.
 ANY_SIZE: Final = DecodePart(min_pixels=1)
@@ -46,11 +48,16 @@ def strip(found: Survey) -> Html | None:
 
 def samples(found: Survey) -> Section:
     """Picked pictures with their captions, the best first."""
-    rows = sorted(found.samples, key=lambda row: (-(row["aesthetic_score"] or 0.0), str(row["id"])))
+    rows = sorted(found.samples, key=lambda row: (-_score(row), str(row["id"])))
     lead = f"{len(rows)} of the {counted(found.picked, 'picked picture')}, drawn by hash, the highest score first."
     if not rows:
         return Section("samples", "Picked, with captions", Html(""), nothing("No picture was picked."))
     return Section("samples", "Picked, with captions", escape(lead), tag("div", *map(_sample, rows), class_="sheet"))
+
+
+def _score(row: Row) -> float:
+    score = row["aesthetic_score"]
+    return 0.0 if is_missing(score) else float(score)
 
 
 def _sample(row: Row) -> Html:
@@ -58,9 +65,7 @@ def _sample(row: Row) -> Html:
     terms = [tag("b", term) if term in words else escape(term) for term in row["caption_tags"] or []]
     caption = tag("details", tag("summary", join(terms, ", ") or row["caption"]), class_="caption")
     notes = [f"{row['width']}×{row['height']}", row["source"]]
-    notes += [
-        f"{name} {row[f'{name}_score']:.2f}" for name in ("aesthetic", "quality") if row[f"{name}_score"] is not None
-    ]
+    notes += [f"{name} {row[f'{name}_score']:.2f}" for name in SCORED if not is_missing(row[f"{name}_score"])]
     notes += [str(row["year"])] * bool(row["year"]) + [f"seen {row['repeat']}×"] * ((row["repeat"] or 1) > 1)
     return _shown(row, caption, tag("small", " · ".join(notes)), side=SAMPLE_SIDE, max_bytes=SAMPLE_BYTES)
 

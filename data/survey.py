@@ -32,9 +32,25 @@ WORDS: Final = tuple(schema.WORDS.field(at).name for at in range(schema.WORDS.nu
 REASONS_KEPT: Final = 200  # different reasons of which rows are kept to look at; all are counted
 UNEXPLAINED: Final = "catalogue: neither picked nor with a reason"
 
-SHOWN: Final = ("id", "uri", "source", "width", "height", "year", *SCORES, "words", "caption", "caption_tags", "repeat")
-SHOWN_REFUSED: Final = ("id", "uri", "source", "width", "height", "skip_reason", "error")
-SHOWN_GROUPS: Final = ("id", "uri", "phash", "duplicate_group", "keeper", "skip_reason", "width", "height", "format")
+# the columns of rows that are kept to look at
+SHOWN: Final = (
+    *("id", "uri", "source", "width", "height", "year", "rating", "words", "caption", "caption_tags", "repeat"),
+    *SCORES,
+)
+SHOWN_REFUSED: Final = ("id", "uri", "rating")
+SHOWN_GROUPS: Final = (
+    "id",
+    "uri",
+    "phash",
+    "duplicate_group",
+    "keeper",
+    "skip_reason",
+    "error",
+    "width",
+    "height",
+    "format",
+    "rating",
+)
 
 
 @dataclass(frozen=True)

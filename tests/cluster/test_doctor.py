@@ -1,0 +1,59 @@
+"""What the doctor says of this machine, against other ways of asking it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from rich.console import Console
+
+from sote.cluster import doctor
+from sote.cluster.weights import KNOWN
+
+
+@pytest.fixture(scope="module")
+def report() -> doctor.Report:
+    return doctor.examine(Path())
+
+
+def test_cores_memory_and_disk_are_those_of_the_machine(report: doctor.Report) -> None:
+    assert report.cores == len(os.sched_getaffinity(0))
+    assert report.memory_bytes == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < report.free_memory_bytes < report.memory_bytes
+    assert report.free_disk_bytes > 0
+
+
+def test_engines_are_what_the_libraries_say_and_an_accelerator_needs_a_device(report: doctor.Report) -> None:
+    engines = {engine.name: engine for engine in report.engines}
+    assert engines["torch"].version == torch.__version__
+    assert engines["onnxruntime"].version == onnxruntime.__version__
+    assert (engines["torch"].accelerator == "cuda") == torch.cuda.is_available()
+    assert (engines["onnxruntime"].accelerator is None) or torch.cuda.is_available()
+
+
+def test_every_known_weight_is_listed_and_placed(report: doctor.Report) -> None:
+    assert [state.weights for state in report.weights] == list(KNOWN)
+    missing = {state.weights.key for state in report.weights if state.path is None}
+    keys = {weights.key for weights in KNOWN}
+    for part, _, needed in doctor.WORK:
+        assert keys.issuperset(needed), part
+    for placement, (part, engine, needed) in zip(report.placements, doctor.WORK, strict=True):
+        assert (placement.part, placement.engine) == (part, engine)
+        assert set(placement.missing) == missing.intersection(needed)
+
+
+def test_the_picture_for_a_terminal_names_every_weight_with_its_licence(report: doctor.Report) -> None:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(doctor.render(report))
+    text = captured.get()
+    assert all(weights.key in text and weights.licence in text for weights in KNOWN)
+
+
+def test_importing_the_doctor_loads_no_engine() -> None:
+    code = "import sys, sote.cluster.doctor; print([m for m in ('torch', 'ray', 'onnxruntime') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
