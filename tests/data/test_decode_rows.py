@@ -185,3 +185,10 @@ def test_inputs_that_are_not_asked_for_are_absent(scene: Image.Image, tmp_path: 
     found = decode.decode_row(row(path), rule=RULE, shapes=InputShapes(quality_side=8))
     assert "quality_input" in found
     assert "tagger_input" not in found
+
+
+def test_a_probe_opens_what_is_a_picture_by_its_header(scene: Image.Image, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(saved(scene, "PNG"))
+    (tmp_path / "b.png").write_bytes(b"<html>no</html>" * 9)
+    found = {name: decode.opens(tmp_path / name) for name in ("a.png", "b.png", "gone.png")}
+    assert found == {"a.png": True, "b.png": False, "gone.png": False}
