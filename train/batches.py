@@ -26,7 +26,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sote.cluster.errors import SourceError
-from sote.train.recipe import BatchPart
+from sote.train.recipe import BatchPart, LengthPart
 
 COLUMNS = ["id", "caption", "caption_tags", "pick", "repeat", "bucket", "latent_shard", "latent_offset"]
 SEPARATOR = ", "  # between the tags of a caption
@@ -225,6 +225,12 @@ class Loader:
         offset = int(self.rows.offset[row])
         one: Tensor = self._files[shard].get_slice("latents")[offset : offset + 1]
         return one[0].float()
+
+
+def last_step(length: LengthPart, order: Order) -> int:
+    """The step that a run ends with."""
+    ends = [length.max_steps, order.steps(length.epochs) if length.epochs is not None else None]
+    return min(end for end in ends if end is not None)
 
 
 def generator(seed: int, purpose: int, first: int, second: int = 0) -> np.random.Generator:

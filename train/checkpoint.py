@@ -35,6 +35,15 @@ OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a checkpoint says of where it comes from: digest of the recipe, compression, digest of the encoder."""
+
+    recipe: str
+    compression: float
+    encoder_sha256: str
+
+
+@dataclass(frozen=True)
 class State:
     """Where a run was. `text_mask` says how the text encoder was called; `compression` is pixels per latent cell."""
 

@@ -26,7 +26,7 @@ from sote.cluster import recipe as recipes
 from sote.cluster.errors import RunFailed, SoteError
 from sote.cluster.storage import RunFolder
 from sote.train import checkpoint, plan
-from sote.train.loop import Origin
+from sote.train.checkpoint import Origin
 from sote.train.recipe import TrainRecipe
 
 log = logging.getLogger(__name__)

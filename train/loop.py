@@ -17,22 +17,13 @@ from transformers.optimization import Adafactor
 from sote.cluster.errors import RunFailed
 from sote.cluster.logs import Metrics
 from sote.cluster.storage import RunFolder
-from sote.train import checkpoint, optimizer, prior
+from sote.train import batches, checkpoint, optimizer, prior
 from sote.train.batches import Batch, Loader, Micro, Order
-from sote.train.checkpoint import State
+from sote.train.checkpoint import Origin, State
 from sote.train.engine import Engine
 from sote.train.recipe import BatchPart, CheckpointPart, LengthPart, OptimizerPart
 
 MOST_NAMED_ROWS = 8  # ids in an error message
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a checkpoint says of where it comes from: digest of the recipe, compression, digest of the encoder."""
-
-    recipe: str
-    compression: float
-    encoder_sha256: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ class Training:
     @property
     def steps(self) -> int:
         """The last step of the run."""
-        return last_step(self.length, self.order)
+        return batches.last_step(self.length, self.order)
 
 
 @dataclass(frozen=True)
@@ -64,12 +55,6 @@ class Figures:
     loss: float
     plain_loss: float
     gradient_norm: float
-
-
-def last_step(length: LengthPart, order: Order) -> int:
-    """The step that a run ends with."""
-    ends = [length.max_steps, order.steps(length.epochs) if length.epochs is not None else None]
-    return min(end for end in ends if end is not None)
 
 
 def train(run: Training, engine: Engine, *, after: int) -> None:

@@ -13,8 +13,7 @@ from rich.table import Table
 from sote.cluster import weights
 from sote.cluster.errors import RecipeError, SourceError, WeightsError
 from sote.train import batches, folders
-from sote.train.batches import Order, Rows
-from sote.train.loop import last_step
+from sote.train.batches import Order, Rows, last_step
 from sote.train.recipe import MAY_DIFFER as MAY_DIFFER
 from sote.train.recipe import ExportPart, TrainRecipe
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from sote.cluster.storage import RunFolder
 from sote.train import batches, checkpoint, loop, optimizer, prior
 from sote.train.batches import Loader, Order
-from sote.train.checkpoint import Checkpoint
+from sote.train.checkpoint import Checkpoint, Origin
 from sote.train.engine import Engine
-from sote.train.loop import Origin, Training
+from sote.train.loop import Training
 from sote.train.recipe import TrainRecipe
 
 
