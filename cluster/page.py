@@ -167,7 +167,7 @@ def picture(image: Image.Image, *, side: int, max_bytes: int, alt: str) -> Html:
         small.thumbnail((max(round(max(small.size) * factor), SMALLEST_SIDE),) * 2, Image.Resampling.LANCZOS)
         data = _webp(small, QUALITIES[-1])
     uri = "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
-    return tag("img", src=uri, width=small.width, height=small.height, alt=alt, decoding="async")
+    return tag("img", src=uri, width=small.width, height=small.height, alt=alt)
 
 
 def _webp(image: Image.Image, quality: int) -> bytes:

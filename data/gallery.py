@@ -76,7 +76,8 @@ def refused(found: Survey) -> Section:
     left = found.rows - found.picked
     if not rows:
         return Section("set-aside", "Set aside, with reasons", Html(""), nothing("No file was set aside."))
-    lead = f"{len(rows)} of the {counted(left, 'file')} that were not picked, taken from each reason in turn."
+    some = f"{len(rows)} of the {counted(left, 'file')} that were not picked, taken from each reason in turn."
+    lead = some if len(rows) < left else f"All {counted(left, 'file')} that were not picked."
     shown = [
         _shown(
             row,

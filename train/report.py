@@ -64,11 +64,11 @@ def _curves(steps: Sequence[Line]) -> Section:
     xs = [float(line["step"]) for line in steps]
     losses = _values(steps, "loss")
     weight = _weight(len(steps))
-    both = (Curve(xs, losses, "raw"), Curve(xs, charts.smoothed(losses, weight), "smooth"))
+    both = _both(xs, losses, weight)
     broken = sum(not math.isfinite(value) for value in losses)
     legend = charts.key((("raw", "each step"), ("smooth", f"mean over about {1 / (1 - weight):.0f} steps")))
     small = [
-        charts.lines([Curve(xs, _values(steps, name), "smooth")], label=label, unit=unit)
+        charts.lines(_both(xs, _values(steps, name), weight), label=label, unit=unit)
         for name, label, unit in SMALL_CHARTS
         if any(line.get(name) is not None for line in steps)
     ]
@@ -80,6 +80,11 @@ def _curves(steps: Sequence[Line]) -> Section:
         tag("div", facts(_summary(steps)), class_="block"),
     ])  # fmt: skip
     return Section("training", "How the training went", escape(lead), body)
+
+
+def _both(xs: Sequence[float], ys: Sequence[float], weight: float) -> list[Curve]:
+    """A line as it is, and smoothed."""
+    return [Curve(xs, ys, "raw"), Curve(xs, charts.smoothed(ys, weight), "smooth")]
 
 
 def _short(line: Line, name: str) -> str:

@@ -61,7 +61,7 @@ def test_the_chapter_tells_steps_images_and_the_parameters(tmp_path: Path) -> No
     assert chapter.story == "Stage C was trained for 20 steps on 160 images."
     assert dict(chapter.numbers) == {"training steps": "20", "loss at the end": "0.5"}
     curves, parameters = chapter.sections
-    assert curves.body.count("<polyline") == 5  # loss raw and smoothed, learning rate, speed, gradient norm
+    assert curves.body.count("<polyline") == 8  # raw and smoothed: loss, learning rate, speed, gradient norm
     assert "<code>learning_rate</code></td><td>1e-05</td>" in parameters.body
     assert "<code>scale</code></td><td>false</td>" in parameters.body
     assert "a &lt;b&gt;, c" in parameters.body
