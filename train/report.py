@@ -21,10 +21,11 @@ Line = dict[str, Any]
 # an exponential mean with weight w looks back over 1 / (1 - w) values.
 SMOOTH_SHARE: Final = 0.1
 MOST_SMOOTHED_STEPS: Final = 50
+# name in the metrics, label, unit, and whether it is noisy and so smoothed
 SMALL_CHARTS: Final = (
-    ("lr", "Learning rate", ""),
-    ("images_per_second", "Speed", "images a second"),
-    ("grad_norm", "Gradient norm", ""),
+    ("lr", "Learning rate", "", False),
+    ("images_per_second", "Speed", "images a second", True),
+    ("grad_norm", "Gradient norm", "", True),
 )
 
 
@@ -68,8 +69,8 @@ def _curves(steps: Sequence[Line]) -> Section:
     broken = sum(not math.isfinite(value) for value in losses)
     legend = charts.key((("raw", "each step"), ("smooth", f"mean over about {1 / (1 - weight):.0f} steps")))
     small = [
-        charts.lines(_both(xs, _values(steps, name), weight), label=label, unit=unit)
-        for name, label, unit in SMALL_CHARTS
+        charts.lines(_both(xs, _values(steps, name), weight if is_noisy else 0.0), label=label, unit=unit)
+        for name, label, unit, is_noisy in SMALL_CHARTS
         if any(line.get(name) is not None for line in steps)
     ]
     lead = f"From {_short(steps[0], 'loss')} at step {number(steps[0]['step'])} to {_loss(steps)}."
@@ -83,7 +84,7 @@ def _curves(steps: Sequence[Line]) -> Section:
 
 
 def _both(xs: Sequence[float], ys: Sequence[float], weight: float) -> list[Curve]:
-    """A line as it is, and smoothed."""
+    """A line as it is, and smoothed; with no weight on the past the two are one."""
     return [Curve(xs, ys, "raw"), Curve(xs, charts.smoothed(ys, weight), "smooth")]
 
 
