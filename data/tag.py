@@ -183,8 +183,8 @@ def _session(model: Path, *, engine: str, threads: int | None) -> ort.InferenceS
     except NOT_A_MODEL as error:
         first = " ".join(str(error).split())[:300]
         raise WeightsError(f"{model}: cannot be opened by ONNX Runtime on {engine} ({first})") from None
-    if session.get_providers()[0] != PROVIDERS[engine]:
-        raise WeightsError(f"{model}: ONNX Runtime fell back from {engine} to {session.get_providers()[0]}")
+    if (found := session.get_providers()[0]) != PROVIDERS[engine]:
+        raise WeightsError(f"{model}: ONNX Runtime fell back from {engine} to {found}; its log says what it lacks")
     log.info("tagger ready engine=%s model=%s", engine, model)
     return session
 

@@ -1,0 +1,254 @@
+import json
+import math
+import os
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import ViTForImageClassification, ViTImageProcessorPil
+
+from sote.cluster.errors import WeightsError
+from sote.data import painting, scenes, score, standins
+from sote.data.inputs import aesthetic_input, quality_input
+from sote.data.score import HEAD_FILE, QualityHead, Scorer, aesthetic_size, quality_side
+
+Folders = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    return [painting.paint(scenes.plan(3, index), scale=0.25) for index in range(5)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, images: list[Image.Image]) -> Folders:
+    folder = tmp_path_factory.mktemp("models")
+    standins.make_aesthetic(folder / "aesthetic", images, seed=5)
+    standins.make_quality(folder / "quality_clip", folder / "quality_head", images, seed=5)
+    return {name: folder / name for name in ("aesthetic", "quality_clip", "quality_head")}
+
+
+@pytest.fixture(scope="module")
+def scorer(models: Folders) -> Scorer:
+    return Scorer(**models, device="cpu")
+
+
+def changed(models: Folders, name: str, folder: Path) -> Folders:
+    """The models with a copy of one of them, to be changed."""
+    copytree(models[name], folder / name)
+    return {**models, name: folder / name}
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def batch_of(images: list[Image.Image], models: Folders) -> dict[str, NDArray[Any]]:
+    width, height = aesthetic_size(models["aesthetic"])
+    side = quality_side(models["quality_clip"])
+    return {
+        "aesthetic_input": np.stack([aesthetic_input(image, width=width, height=height) for image in images]),
+        "quality_input": np.stack([quality_input(image, side=side) for image in images]),
+        "sound": np.ones(len(images), bool),
+        "row": np.arange(len(images)),
+    }
+
+
+def test_the_sizes_are_those_of_the_folders(models: Folders) -> None:
+    assert aesthetic_size(models["aesthetic"]) == (standins.AESTHETIC_SIDE, standins.AESTHETIC_SIDE)
+    assert quality_side(models["quality_clip"]) == standins.QUALITY_SIDE
+
+
+def test_the_aesthetic_score_is_what_transformers_own_preparation_and_softmax_give(
+    scorer: Scorer, models: Folders, images: list[Image.Image]
+) -> None:
+    folder = models["aesthetic"]
+    prepared = ViTImageProcessorPil.from_pretrained(folder)(images, return_tensors="pt")
+    with torch.inference_mode():
+        chances_BL = ViTForImageClassification.from_pretrained(folder)(**prepared).logits.softmax(dim=1)
+    ours = scorer(batch_of(images, models))["aesthetic_score"]
+    np.testing.assert_allclose(ours, chances_BL[:, 0].numpy(), atol=1e-5)
+
+
+def test_the_quality_score_is_the_heads_formula_on_open_clips_own_features(
+    scorer: Scorer, models: Folders, images: list[Image.Image]
+) -> None:
+    clip, prepare = open_clip.create_model_from_pretrained(f"local-dir:{models['quality_clip']}", return_transform=True)
+    head = torch.load(models["quality_head"] / HEAD_FILE, weights_only=True)
+    square = [image.crop((0, 0, 180, 180)) for image in images]  # no crop, so that no rounding of its offset differs
+    ours = scorer(batch_of(square, models))
+    for at, image in enumerate(square):
+        with torch.inference_mode():
+            features = clip.encode_image(prepare(image)[None])
+        hidden = features / features.norm()
+        for layer in ("fc1", "fc2"):
+            hidden = torch.relu(hidden @ head[f"{layer}.weight"].T + head[f"{layer}.bias"])
+        logit = float(hidden @ head["fc3.weight"].T + head["fc3.bias"])
+        assert ours["quality_logit"][at] == pytest.approx(logit, abs=2e-3)
+        assert ours["quality_score"][at] == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-3)
+
+
+def test_a_batch_scores_like_its_rows_alone(scorer: Scorer, models: Folders, images: list[Image.Image]) -> None:
+    batch = batch_of(images, models)
+    together = scorer(batch)
+    for at in range(len(images)):
+        alone = scorer({name: values[at : at + 1] for name, values in batch.items()})
+        for name in ("aesthetic_score", "quality_score"):
+            assert alone[name][0] == pytest.approx(together[name][at], abs=1e-5)
+
+
+def test_the_score_follows_the_label_hq_wherever_it_stands(
+    scorer: Scorer, models: Folders, images: list[Image.Image], tmp_path: Path
+) -> None:
+    other = changed(models, "aesthetic", tmp_path)
+    edit(other["aesthetic"] / "config.json", id2label={"0": "lq", "1": "hq"}, label2id={"lq": 0, "hq": 1})
+    batch = batch_of(images, models)
+    swapped = Scorer(**other, device="cpu")(batch)
+    np.testing.assert_allclose(swapped["aesthetic_score"], 1 - scorer(batch)["aesthetic_score"], atol=1e-6)
+
+
+def test_rows_that_are_not_sound_have_no_score_and_no_error(
+    scorer: Scorer, models: Folders, images: list[Image.Image]
+) -> None:
+    batch = batch_of(images, models)
+    batch["sound"][1] = False
+    out = scorer(batch)
+    for name in ("aesthetic_score", "aesthetic_logit", "quality_score", "quality_logit"):
+        assert out[name].dtype == np.float32
+        assert list(np.isnan(out[name])) == [False, True, False, False, False]
+    assert list(out["score_error"]) == [None] * 5
+    assert "aesthetic_input" not in out
+    assert "quality_input" not in out
+    assert list(out["row"]) == [0, 1, 2, 3, 4]
+
+
+def test_a_score_that_is_not_finite_is_the_rows_error(
+    models: Folders, images: list[Image.Image], tmp_path: Path
+) -> None:
+    broken = changed(models, "aesthetic", tmp_path)
+    file = broken["aesthetic"] / "model.safetensors"
+    tensors = load_file(file)
+    tensors["classifier.bias"] = torch.full((2,), float("nan"))
+    save_file(tensors, file, {"format": "pt"})
+    batch = batch_of(images, models)
+    batch["sound"][0] = False
+    out = Scorer(**broken, device="cpu")(batch)
+    assert list(out["score_error"]) == [None] + ["score: not finite"] * 4
+    assert np.isnan(out["quality_score"]).all()
+
+
+def test_the_head_may_be_a_folder_a_pth_or_safetensors(
+    scorer: Scorer, models: Folders, images: list[Image.Image], tmp_path: Path
+) -> None:
+    pth = models["quality_head"] / HEAD_FILE
+    save_file(torch.load(pth, weights_only=True), tmp_path / "head.safetensors")
+    batch = batch_of(images, models)
+    expected = scorer(batch)["quality_score"]
+    for path in (pth, tmp_path / "head.safetensors"):
+        np.testing.assert_array_equal(
+            Scorer(**{**models, "quality_head": path}, device="cpu")(batch)["quality_score"], expected
+        )
+
+
+def test_the_published_head_has_164353_numbers() -> None:
+    # hakurei/waifu-diffusion-v1-4 models/aes-B32-v0.pth
+    assert sum(parameter.numel() for parameter in QualityHead(512, 256, 128).parameters()) == 164_353
+
+
+class Payload:
+    """What a pickle could do when it is opened: here, make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_head_that_would_run_code_is_refused_and_runs_none(models: Folders, tmp_path: Path) -> None:
+    torch.save(Payload(tmp_path / "made by the pickle"), tmp_path / "head.pth")
+    with pytest.raises(WeightsError, match=r"head\.pth: cannot be read as a file of tensors"):
+        Scorer(**{**models, "quality_head": tmp_path / "head.pth"}, device="cpu")
+    assert not (tmp_path / "made by the pickle").exists()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            QualityHead(512, 256, 128).state_dict(),
+            r"fc1\.weight has shape \(256, 512\), expected \(256, 64\)",
+        ),
+        ({"fc1.weight": torch.zeros(4, 64)}, "is not the quality head: expected tensors fc1, fc2, fc3"),
+        ({"layers.0.weight": torch.zeros(4, 64)}, "is not the quality head"),
+        ([torch.zeros(3)], "should hold tensors by name"),
+        (
+            {**QualityHead(64, 8, 4).state_dict(), "fc3.bias": torch.tensor([float("inf")])},
+            r"fc3\.bias holds numbers that are not finite",
+        ),
+    ],
+)
+def test_another_head_is_refused(models: Folders, tmp_path: Path, tensors: Any, message: str) -> None:
+    torch.save(tensors, tmp_path / "head.pth")
+    with pytest.raises(WeightsError, match=message):
+        Scorer(**{**models, "quality_head": tmp_path / "head.pth"}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("config.json", {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, "expected two labels of which one is 'hq'"),
+        ("config.json", {"id2label": {"0": "hq", "1": "mq", "2": "lq"}}, "expected two labels"),
+        ("config.json", {"image_size": 64}, "size is .* expected 64x64"),
+        ("config.json", {"num_hidden_layers": 3}, "missing keys in its weights"),
+        ("config.json", {"hidden_size": 96}, "is not a ViTForImageClassification folder"),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 128}}, "expected 128x128"),
+        ("preprocessor_config.json", {"resample": 3}, "resample is 3, pictures are resized with 2"),
+        ("preprocessor_config.json", {"image_mean": None}, "image_mean is None, expected three numbers"),
+    ],
+)
+def test_an_aesthetic_folder_that_does_not_fit_is_refused(
+    models: Folders, tmp_path: Path, file: str, values: dict[str, Any], message: str
+) -> None:
+    other = changed(models, "aesthetic", tmp_path)
+    edit(other["aesthetic"] / file, **values)
+    with pytest.raises(WeightsError, match=message) as error:
+        Scorer(**other, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("quick", [False, None])
+def test_clip_without_quickgelu_is_refused(models: Folders, tmp_path: Path, quick: bool | None) -> None:
+    other = changed(models, "quality_clip", tmp_path)
+    path = other["quality_clip"] / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["quick_gelu"] = quick
+    path.write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="quick_gelu is not true"):
+        Scorer(**other, device="cpu")
+
+
+def test_quickgelu_is_what_the_tower_computes_with(models: Folders) -> None:
+    tower, features = score._load_tower(models["quality_clip"])
+    assert features == 64
+    activations = {type(module).__name__ for module in tower.modules() if "GELU" in type(module).__name__}
+    assert activations == {"QuickGELU"}
+
+
+def test_a_missing_file_is_named(models: Folders, tmp_path: Path) -> None:
+    other = changed(models, "quality_clip", tmp_path)
+    (other["quality_clip"] / "open_clip_model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"quality_clip: has no open_clip_model\.safetensors"):
+        quality_side(other["quality_clip"])
+    with pytest.raises(WeightsError, match="no such folder"):
+        aesthetic_size(tmp_path / "nowhere")
+    (other["quality_clip"] / "open_clip_model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(WeightsError, match="is not an open_clip folder"):
+        Scorer(**other, device="cpu")

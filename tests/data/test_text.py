@@ -1,0 +1,112 @@
+import json
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sote.cluster.errors import WeightsError
+from sote.data import painting, scenes, standins
+from sote.data.reading import accept
+from sote.data.text import PROMPT, Reader
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "reader"
+    standins.make_reader(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reader(folder: Path) -> Reader:
+    return Reader(folder, max_new_tokens=12, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    return [painting.paint(scenes.plan(1, index), scale=0.2) for index in range(3)]
+
+
+def test_answers_can_be_repeated_and_do_not_depend_on_their_neighbours(
+    reader: Reader, images: list[Image.Image]
+) -> None:
+    together = reader.read(images)
+    assert together == reader.read(images)
+    assert together == [answer for image in images for answer in reader.read([image])]
+    assert len(set(together)) > 1  # the picture is seen
+    assert reader.read([]) == []
+
+
+def test_an_answer_is_without_the_prompt_and_no_longer_than_asked_for(
+    reader: Reader, folder: Path, images: list[Image.Image]
+) -> None:
+    (answer,) = reader.read(images[:1])
+    assert "what does the text say" not in answer
+    (short,) = Reader(folder, max_new_tokens=2, device="cpu").read(images[:1])
+    assert answer.startswith(short.rstrip("�"))
+    assert len(short) <= 2
+
+
+def test_the_authors_prompt_begins_with_the_begin_token_and_has_one_token_for_each_patch(reader: Reader) -> None:
+    assert PROMPT == "<image>\nuser: what does the text say?\nassistant:"
+    asked = reader._processor(images=[Image.new("RGB", (90, 50))], text=[PROMPT], return_tensors="pt")
+    tokens = asked["input_ids"][0].tolist()
+    assert tokens[0] == 1
+    assert tokens.count(reader._processor.image_token_id) == (56 // 14) ** 2
+    assert tuple(asked["pixel_values"].shape) == (1, 3, 56, 56)
+
+
+def test_any_picture_can_be_read_and_random_answers_are_refused(reader: Reader) -> None:
+    odd = [Image.new("L", (1, 1)), Image.new("RGBA", (300, 20)), Image.new("P", (7, 400))]
+    answers = reader.read(odd)
+    assert len(answers) == 3
+    assert [accept(answer) for answer in answers] == [None] * 3
+
+
+def test_the_number_of_picture_tokens_does_not_need_a_processor_config(
+    folder: Path, tmp_path: Path, reader: Reader, images: list[Image.Image]
+) -> None:
+    copytree(folder, tmp_path / "old")
+    (tmp_path / "old" / "processor_config.json").unlink()
+    assert Reader(tmp_path / "old", max_new_tokens=12, device="cpu").read(images) == reader.read(images)
+
+
+def test_a_folder_that_lacks_something_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no such folder"):
+        Reader(tmp_path / "nowhere", max_new_tokens=4)
+    copytree(folder, tmp_path / "reader")
+    (tmp_path / "reader" / "tokenizer.json").unlink()
+    with pytest.raises(WeightsError, match=r"has no tokenizer\.json"):
+        Reader(tmp_path / "reader", max_new_tokens=4)
+
+
+def test_weights_that_lack_a_tensor_are_refused(folder: Path, tmp_path: Path) -> None:
+    copytree(folder, tmp_path / "reader")
+    file = tmp_path / "reader" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["language_model.model.norm.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(WeightsError, match="missing keys in its weights"):
+        Reader(tmp_path / "reader", max_new_tokens=4, device="cpu")
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    copytree(folder, tmp_path / "reader")
+    path = tmp_path / "reader" / "config.json"
+    config = json.loads(path.read_text())
+    config["image_token_index"] = 17
+    path.write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="the tokenizer has <image> as 355, the model as 17"):
+        Reader(tmp_path / "reader", max_new_tokens=4, device="cpu")
+
+
+def test_a_tokenizer_without_a_begin_token_is_refused(folder: Path, tmp_path: Path) -> None:
+    copytree(folder, tmp_path / "reader")
+    path = tmp_path / "reader" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["post_processor"] = None
+    path.write_text(json.dumps(tokenizer))
+    with pytest.raises(WeightsError, match="does not begin a prompt with <s>"):
+        Reader(tmp_path / "reader", max_new_tokens=4, device="cpu")
