@@ -1,0 +1,52 @@
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sote.cluster.errors import CheckpointError, WeightsError
+from sote.serve import plan
+from sote.serve.recipe import ModelPart, ServeRecipe
+
+
+def recipe(part: ModelPart, **fields: object) -> ServeRecipe:
+    return ServeRecipe.model_validate({"run": "r", "model": part, **fields})
+
+
+def test_a_sound_recipe_gives_a_plan_that_people_can_read(part: ModelPart) -> None:
+    made = plan.plan(recipe(part))
+    screen = Console(file=io.StringIO(), width=200)
+    screen.print(plan.render(made))
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "http://127.0.0.1:8000" in shown
+    assert "1024x1536" in shown
+    assert made.bytes_cpu == 4 * sum(made.parameters.values())
+    assert made.bytes_gpu == 0
+
+
+def test_work_is_that_of_the_seeds_settings(part: ModelPart) -> None:
+    # 1024x1536, 30 + 10 steps, no guidance in the decoder: 471.4 TFLOP by torch's FlopCounter on the full models;
+    # here in proportion to pixels, and with compression 42 for 42.67
+    assert plan.plan(recipe(part)).tflop == pytest.approx(471.4, rel=0.03)
+
+
+def test_on_a_gpu_auto_is_two_bytes_a_value(part: ModelPart) -> None:
+    made = plan.plan(recipe(part, prior_replicas={"gpus": 0.5}, decoder_replicas={"gpus": 0.5}))
+    assert made.bytes_gpu == 2 * sum(made.parameters.values())
+
+
+def test_missing_weights_say_how_to_fetch_them(part: ModelPart) -> None:
+    with pytest.raises(WeightsError, match=r"model\.prior: .*fetch it with"):
+        plan.check(recipe(part.model_copy(update={"prior": "sotediffusion-wuerstchen3"})))
+    with pytest.raises(WeightsError, match=r"model\.decoder: 'nowhere/here' is neither"):
+        plan.check(recipe(part.model_copy(update={"decoder": "nowhere/here"})))
+
+
+def test_prior_and_decoder_of_two_families_are_refused(part: ModelPart, tmp_path: Path) -> None:
+    shutil.copytree(part.decoder, tmp_path / "decoder")
+    path = tmp_path / "decoder" / "decoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"clip_text_pooled_in_channels": 1280}))
+    with pytest.raises(CheckpointError, match="wants pooled text width 1280"):
+        plan.check(recipe(part.model_copy(update={"decoder": str(tmp_path / "decoder")})))
