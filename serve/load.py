@@ -18,10 +18,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from sote.cluster import weights
 from sote.cluster.errors import CheckpointError
-from sote.serve import files
 from sote.serve.recipe import DType, ModelPart
+from sote.train import folders
 
-MASK_KEY = "text_mask"  # safetensors metadata of the prior: "none" if it was trained with unmasked padding
+MASK_KEY, MASKED = "text_mask", "masked"  # safetensors metadata of a prior: how its text encoder was called
 
 
 class CascadeUNet(StableCascadeUNet):
@@ -58,15 +58,15 @@ def load_prior(part: ModelPart, *, device: torch.device) -> PriorWeights:
     """Load what `part.prior` names. Raises WeightsError or CheckpointError where that is not Stage C."""
     field, dtype = "model.prior", dtype_for(part.prior_dtype, device)
     folder = weights.locate(part.prior, field=field)
-    files.check_folder(folder, "prior", field=field)
+    folders.check_prior(folder, field=field)
     unet = _unet(folder / "prior", field=field, dtype=dtype)
-    found = files.weight_files(folder / "text_encoder", field=field)
+    variant = folders.variant(folder / "text_encoder")
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers draws one for each load
     text_encoder = CLIPTextModelWithProjection.from_pretrained(
-        folder / "text_encoder", dtype=dtype, local_files_only=True, variant=found.variant
+        folder / "text_encoder", dtype=dtype, local_files_only=True, variant=variant
     )
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    masked = part.mask_padding if part.mask_padding is not None else _was_masked(folder / "prior", field=field)
+    masked = part.mask_padding if part.mask_padding is not None else _was_masked(folder / "prior")
     return PriorWeights(_ready(unet, device), _ready(text_encoder, device), tokenizer, masked)
 
 
@@ -74,11 +74,11 @@ def load_decoder(part: ModelPart, *, device: torch.device) -> DecoderWeights:
     """Load what `part.decoder` names. Raises WeightsError or CheckpointError where that is not Stage B and A."""
     field, dtype = "model.decoder", dtype_for(part.decoder_dtype, device)
     folder = weights.locate(part.decoder, field=field)
-    files.check_folder(folder, "decoder", field=field)
+    folders.check_decoder(folder, field=field)
     unet = _unet(folder / "decoder", field=field, dtype=dtype)
-    found = files.weight_files(folder / "vqgan", field=field)
+    variant = folders.variant(folder / "vqgan")
     # Stage A is 1 % of the parameters: float32 costs little and keeps smooth areas smooth
-    vqgan = PaellaVQModel.from_pretrained(folder / "vqgan", local_files_only=True, variant=found.variant)
+    vqgan = PaellaVQModel.from_pretrained(folder / "vqgan", local_files_only=True, variant=variant)
     return DecoderWeights(_ready(unet, device), _ready(vqgan.float(), device), part.vqgan_scale)
 
 
@@ -97,13 +97,10 @@ def device_here() -> torch.device:
 
 def _unet(folder: Path, *, field: str, dtype: torch.dtype) -> CascadeUNet:
     """The UNet of `folder`; every tensor must be there, with the shape that its config gives."""
-    found = files.weight_files(folder, field=field)
     with torch.device("meta"):
         model = CascadeUNet.from_config(CascadeUNet.load_config(folder, local_files_only=True))
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    stored: dict[str, tuple[int, ...]] = {}
-    for path in found.paths:
-        stored |= files.header(path, field=field).shapes
+    stored = {name: tensor.shape for name, tensor in folders.header(folders.weights(folder)).tensors.items()}
     for name in sorted(wanted.keys() | stored.keys()):
         if wanted.get(name) != stored.get(name):
             raise CheckpointError(
@@ -111,13 +108,12 @@ def _unet(folder: Path, *, field: str, dtype: torch.dtype) -> CascadeUNet:
                 f"{wanted.get(name, 'none')} by config.json; the two are not of one model"
             )
     return CascadeUNet.from_pretrained(  # type: ignore[no-any-return]
-        folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, variant=found.variant
+        folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, variant=folders.variant(folder)
     )
 
 
-def _was_masked(folder: Path, *, field: str) -> bool:
-    first = files.weight_files(folder, field=field).paths[0]
-    return files.header(first, field=field).metadata.get(MASK_KEY) != "none"
+def _was_masked(folder: Path) -> bool:
+    return folders.header(folders.weights(folder)).metadata.get(MASK_KEY, MASKED) == MASKED
 
 
 def _ready(model: Any, device: torch.device) -> Any:

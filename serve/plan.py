@@ -3,17 +3,17 @@
 Kind: pure, but for looking at files.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from sote.cluster import weights
 from sote.cluster.errors import CheckpointError
-from sote.serve import files
 from sote.serve.recipe import DType, ServeRecipe, Side
+from sote.train import folders, names
 
 # TFLOP at 1024x1024 of the full-size models (torch's FlopCounter, 2 per multiply-add): one row of Stage C at 24x24
 # latent cells, one row of Stage B, the decoding of Stage A. Other sizes: in proportion to the pixels.
@@ -49,11 +49,10 @@ def check(recipe: ServeRecipe) -> dict[str, Path]:
         "model.prior": weights.locate(recipe.model.prior, field="model.prior"),
         "model.decoder": weights.locate(recipe.model.decoder, field="model.decoder"),
     }
-    files.check_folder(places["model.prior"], "prior", field="model.prior")
-    files.check_folder(places["model.decoder"], "decoder", field="model.decoder")
-    for field, folder in _models(places):
-        for path in files.weight_files(folder, field=field).paths:
-            files.header(path, field=field)
+    for field, path in places.items():
+        _refuse_file(path, field)
+    folders.check_prior(places["model.prior"], field="model.prior")
+    folders.check_decoder(places["model.decoder"], field="model.decoder")
     _check_fit(places)
     return places
 
@@ -61,7 +60,7 @@ def check(recipe: ServeRecipe) -> dict[str, Path]:
 def plan(recipe: ServeRecipe) -> Plan:
     """Estimate memory and work. Raises what `check` raises."""
     places = check(recipe)
-    counts = {f"{field}: {folder.name}": _parameters(folder, field) for field, folder in _models(places)}
+    counts = {f"{field}: {folder.name}": _parameters(folder) for field, folder in _models(places)}
     bytes_cpu = bytes_gpu = 0
     for name, replicas, dtype in (
         ("prior", recipe.prior_replicas, recipe.model.prior_dtype),
@@ -117,27 +116,32 @@ def _models(places: dict[str, Path]) -> list[tuple[str, Path]]:
     ]
 
 
-def _check_fit(places: dict[str, Path]) -> None:
-    """Text encoder, prior and decoder must be of one family: the widths of the text between them agree."""
-    prior, decoder = places["model.prior"], places["model.decoder"]
-    text = files.config(prior / "text_encoder", field="model.prior")
-    stage_c = files.config(prior / "prior", field="model.prior")
-    stage_b = files.config(decoder / "decoder", field="model.decoder")
-    _same("model.prior", "text width", stage_c.get("clip_text_in_channels"), text.get("hidden_size"))
-    _same("model.prior", "pooled text width", stage_c.get("clip_text_pooled_in_channels"), text.get("projection_dim"))
-    _same("model.decoder", "pooled text width", stage_b.get("clip_text_pooled_in_channels"), text.get("projection_dim"))
-
-
-def _same(field: str, what: str, wanted: Any, given: Any) -> None:
-    if wanted != given:
+def _refuse_file(path: Path, field: str) -> None:
+    """Serving reads pipeline folders; of a single file it says what it is. A decoder was often taken for the model."""
+    if path.is_file():
+        found = names.model_of(folders.header(path).tensors)
+        parts = "prior/, text_encoder/ and tokenizer/" if field == "model.prior" else "decoder/ and vqgan/"
         raise CheckpointError(
-            f"{field}: wants {what} {wanted}, the text encoder of model.prior gives {given}; "
-            "name a prior and a decoder of one family"
+            f"{field}: {path} is a single file with {folders.WHAT[found]}; serving reads folders of diffusers: "
+            f"name one with {parts}"
         )
 
 
-def _parameters(folder: Path, field: str) -> int:
-    return sum(files.header(path, field=field).values for path in files.weight_files(folder, field=field).paths)
+def _check_fit(places: dict[str, Path]) -> None:
+    """The pooled text of the prior's text encoder goes into both UNets: its width must be theirs."""
+    given = folders.config(places["model.prior"] / "text_encoder").get("projection_dim")
+    for field, name in (("model.prior", "prior"), ("model.decoder", "decoder")):
+        wanted = folders.config(places[field] / name).get("clip_text_pooled_in_channels")
+        if wanted != given:
+            raise CheckpointError(
+                f"{field}: takes pooled text of width {wanted}, the text encoder of model.prior gives {given}; "
+                "name a prior and a decoder of one family"
+            )
+
+
+def _parameters(folder: Path) -> int:
+    """Number of values in a model's weights."""
+    return sum(math.prod(tensor.shape) for tensor in folders.header(folders.weights(folder)).tensors.values())
 
 
 def _tflop(recipe: ServeRecipe) -> float:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from sote.cluster.errors import CheckpointError, WeightsError
 from sote.serve import plan
 from sote.serve.recipe import ModelPart, ServeRecipe
+from sote.train import names
 
 
 def recipe(part: ModelPart, **fields: object) -> ServeRecipe:
@@ -44,9 +46,34 @@ def test_missing_weights_say_how_to_fetch_them(part: ModelPart) -> None:
         plan.check(recipe(part.model_copy(update={"decoder": "nowhere/here"})))
 
 
+def test_the_decoder_in_place_of_the_prior_is_named(part: ModelPart) -> None:
+    swapped = part.model_copy(update={"prior": part.decoder, "decoder": part.prior})
+    with pytest.raises(WeightsError, match=r"model\.prior: this is Stage B, the decoder; here goes .* \(Stage C\)"):
+        plan.check(recipe(swapped))
+
+
+@pytest.mark.parametrize(("which", "stage"), [("prior", r"the prior \(Stage C\)"), ("decoder", "Stage B, the decoder")])
+def test_a_single_file_is_named_by_its_content(part: ModelPart, tmp_path: Path, which: str, stage: str) -> None:
+    tensors = load_file(Path(getattr(part, which)) / which / "diffusion_pytorch_model.safetensors")
+    path = tmp_path / "checkpoint.safetensors"
+    save_file({names.COMFY_UNET + name: tensor for name, tensor in tensors.items()}, path)
+    with pytest.raises(
+        CheckpointError, match=rf"model\.prior: .* is a single file with {stage}; serving reads folders"
+    ):
+        plan.check(recipe(part.model_copy(update={"prior": str(path)})))
+
+
+def test_a_file_cut_short_is_found(part: ModelPart, tmp_path: Path) -> None:
+    shutil.copytree(part.decoder, tmp_path / "decoder")
+    path = tmp_path / "decoder" / "decoder" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="fetch it again"):
+        plan.check(recipe(part.model_copy(update={"decoder": str(tmp_path / "decoder")})))
+
+
 def test_prior_and_decoder_of_two_families_are_refused(part: ModelPart, tmp_path: Path) -> None:
     shutil.copytree(part.decoder, tmp_path / "decoder")
     path = tmp_path / "decoder" / "decoder" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"clip_text_pooled_in_channels": 1280}))
-    with pytest.raises(CheckpointError, match="wants pooled text width 1280"):
+    with pytest.raises(CheckpointError, match="takes pooled text of width 1280"):
         plan.check(recipe(part.model_copy(update={"decoder": str(tmp_path / "decoder")})))
