@@ -7,9 +7,6 @@ Kind: actor.
 """
 
 import io
-import json
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +14,16 @@ import numpy as np
 import torch
 from open_clip.model import CLIP
 from PIL import Image
-from safetensors.torch import save
 from torch import nn
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlamaTokenizer,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    ViTConfig,
-    ViTForImageClassification,
-)
+from transformers import ViTConfig, ViTForImageClassification
 
 from sote.cluster import storage
-from sote.data import painting, scenes, standin_tagger
+from sote.data import painting, scenes, standin_reader, standin_tagger
 from sote.data.encode import FILE as ENCODER_FILE
 from sote.data.encode import MEAN, STD, EfficientNetEncoder, Plan, stage_of
 from sote.data.inputs import aesthetic_input, encoder_input, quality_input
-from sote.data.score import (
-    CLIP_FILES,
-    CLIP_MEAN,
-    CLIP_STD,
-    HEAD_FILE,
-    Preparation,
-    QualityHead,
-)
+from sote.data.score import CLIP_FILES, CLIP_MEAN, CLIP_STD, HEAD_FILE, Preparation, QualityHead
+from sote.data.standin_files import published, seeded, write_json, write_safetensors
 
 SAMPLES, SAMPLE_SIDE = 32, 256  # scenes that the scorers and the encoder are set on; pixels of the longer side
 SAMPLE_SEED = 9_001  # added to the seed: other scenes than those that the seed draws
@@ -63,12 +44,6 @@ VIT_NAMES = (
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
-LLAVA_NAMES = (
-    (r"^model\.language_model\.", "language_model.model."),
-    (r"^lm_head\.", "language_model.lm_head."),
-    (r"^model\.vision_tower\.", "vision_tower.vision_model."),
-    (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
-)
 
 
 def make(folder: Path, *, seed: int = 0) -> None:
@@ -77,23 +52,14 @@ def make(folder: Path, *, seed: int = 0) -> None:
     standin_tagger.make(folder / "tagger", seed=seed)
     make_aesthetic(folder / "aesthetic", samples, seed=seed)
     make_quality(folder / "quality_clip", folder / "quality_head", samples, seed=seed)
-    make_reader(folder / "reader", seed=seed)
+    standin_reader.make(folder / "reader", seed=seed + 3)
     make_encoder(folder / "encoder", samples, seed=seed)
 
 
 def make_aesthetic(folder: Path, samples: list[Image.Image], *, seed: int) -> None:
     """A ViTForImageClassification folder with aesthetic-shadow-v2's labels and preparation."""
-    config = ViTConfig(
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=96,
-        image_size=AESTHETIC_SIDE,
-        patch_size=32,
-        id2label={0: "hq", 1: "lq"},
-        label2id={"hq": 0, "lq": 1},
-    )
-    model = _seeded(lambda: ViTForImageClassification(config), seed=seed)
+    config = _aesthetic_config()
+    model = seeded(lambda: ViTForImageClassification(ViTConfig.from_dict(config)), seed=seed)
     prepare = Preparation(AESTHETIC_SIDE, AESTHETIC_SIDE, 1 / 255, AESTHETIC_MEAN, AESTHETIC_STD)
     pixels = np.stack([aesthetic_input(image, width=prepare.width, height=prepare.height) for image in samples])
     with torch.inference_mode():
@@ -102,21 +68,9 @@ def make_aesthetic(folder: Path, samples: list[Image.Image], *, seed: int) -> No
         gain, offset = _spread(features_BF @ difference, *AESTHETIC_LOGITS)
         model.classifier.weight.mul_(gain)
         model.classifier.bias.copy_(torch.tensor([offset / 2, -offset / 2]))
-    _write_model(folder, model, VIT_NAMES)
-    _write_json(
-        folder / "preprocessor_config.json",
-        {
-            "do_normalize": True,
-            "do_rescale": True,
-            "do_resize": True,
-            "image_mean": AESTHETIC_MEAN,
-            "image_processor_type": "ViTImageProcessor",
-            "image_std": AESTHETIC_STD,
-            "resample": 2,
-            "rescale_factor": 1 / 255,
-            "size": {"height": AESTHETIC_SIDE, "width": AESTHETIC_SIDE},
-        },
-    )
+    write_safetensors(folder / "model.safetensors", published(model, VIT_NAMES))
+    write_json(folder / "config.json", config)
+    write_json(folder / "preprocessor_config.json", _aesthetic_preparation())
 
 
 def make_quality(clip_folder: Path, head_folder: Path, samples: list[Image.Image], *, seed: int) -> None:
@@ -128,12 +82,12 @@ def make_quality(clip_folder: Path, head_folder: Path, samples: list[Image.Image
         "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
     }
     prepare_config = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
-    clip = _seeded(lambda: CLIP(**model_config), seed=seed + 1)
+    clip = seeded(lambda: CLIP(**model_config), seed=seed + 1)
     config, weights = CLIP_FILES
-    _write_json(clip_folder / config, {"model_cfg": model_config, "preprocess_cfg": prepare_config})
-    storage.write_bytes(clip_folder / weights, _safetensors(clip))
+    write_json(clip_folder / config, {"model_cfg": model_config, "preprocess_cfg": prepare_config})
+    write_safetensors(clip_folder / weights, published(clip))
 
-    head = _seeded(lambda: QualityHead(model_config["embed_dim"], 256, 128), seed=seed + 2)
+    head = seeded(lambda: QualityHead(model_config["embed_dim"], 256, 128), seed=seed + 2)
     prepare = Preparation(QUALITY_SIDE, QUALITY_SIDE, 1 / 255, CLIP_MEAN, CLIP_STD)
     pixels = np.stack([quality_input(image, side=prepare.width) for image in samples])
     with torch.inference_mode():
@@ -147,53 +101,6 @@ def make_quality(clip_folder: Path, head_folder: Path, samples: list[Image.Image
     data = io.BytesIO()
     torch.save(head.state_dict(), data)
     storage.write_bytes(head_folder / HEAD_FILE, data.getvalue())
-
-
-def make_reader(folder: Path, *, seed: int) -> None:
-    """A LlavaForConditionalGeneration folder with tokenizer and preparation. Its random answers say nothing."""
-    tokenizer = _tokenizer()
-    image, pad = (tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<pad>"))
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=56,
-            patch_size=14,
-            projection_dim=32,
-        ),
-        text_config=LlamaConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            vocab_size=len(tokenizer),
-            max_position_embeddings=512,
-        ),
-        image_token_index=image,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
-    config.pad_token_id = pad
-    model = _seeded(lambda: LlavaForConditionalGeneration(config), seed=seed + 3)
-    _write_model(folder, model, LLAVA_NAMES)
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": pad}
-    _write_json(folder / "generation_config.json", {"_from_model_config": True, **ends})
-    tokenizer.save_pretrained(folder)
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(image, pad))
-    CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(folder)
-    _write_json(
-        folder / "processor_config.json",
-        {
-            "image_token": "<image>",
-            "num_additional_image_tokens": 1,
-            "patch_size": 14,
-            "processor_class": "LlavaProcessor",
-            "vision_feature_select_strategy": "default",
-        },
-    )
 
 
 def make_encoder(folder: Path, samples: list[Image.Image], *, seed: int) -> None:
@@ -210,7 +117,7 @@ def make_encoder(folder: Path, samples: list[Image.Image], *, seed: int) -> None
         ),
         head=64,
     )
-    net = _seeded(lambda: EfficientNetEncoder(plan), seed=seed + 4)
+    net = seeded(lambda: EfficientNetEncoder(plan), seed=seed + 4)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     pixels = np.stack(
         [encoder_input(image, box=(0, 0, *image.size), width=SAMPLE_SIDE, height=SAMPLE_SIDE) for image in samples]
@@ -221,7 +128,48 @@ def make_encoder(folder: Path, samples: list[Image.Image], *, seed: int) -> None
     with torch.inference_mode():
         net.train()
         net((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std)
-    storage.write_bytes(folder / ENCODER_FILE, _safetensors(net))
+    write_safetensors(folder / ENCODER_FILE, published(net))
+
+
+def _aesthetic_config() -> dict[str, Any]:
+    """config.json with the published one's fields, the numbers of label2id as the strings that they are there."""
+    return {
+        "architectures": ["ViTForImageClassification"],
+        "attention_probs_dropout_prob": 0.0,
+        "encoder_stride": 16,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "hidden_size": 48,
+        "id2label": {"0": "hq", "1": "lq"},
+        "image_size": AESTHETIC_SIDE,
+        "initializer_range": 0.02,
+        "intermediate_size": 96,
+        "label2id": {"hq": "0", "lq": "1"},
+        "layer_norm_eps": 1e-12,
+        "model_type": "vit",
+        "num_attention_heads": 4,
+        "num_channels": 3,
+        "num_hidden_layers": 2,
+        "patch_size": 32,
+        "problem_type": "single_label_classification",
+        "qkv_bias": True,
+        "torch_dtype": "float32",
+        "transformers_version": "4.37.2",
+    }
+
+
+def _aesthetic_preparation() -> dict[str, Any]:
+    return {
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": AESTHETIC_MEAN,
+        "image_processor_type": "ViTImageProcessor",
+        "image_std": AESTHETIC_STD,
+        "resample": 2,
+        "rescale_factor": 1 / 255,
+        "size": {"height": AESTHETIC_SIDE, "width": AESTHETIC_SIDE},
+    }
 
 
 def _samples(seed: int) -> list[Image.Image]:
@@ -232,75 +180,7 @@ def _samples(seed: int) -> list[Image.Image]:
     return found
 
 
-def _seeded(build: Callable[[], Any], *, seed: int) -> Any:
-    """A module in eval mode with weights from `seed` that keep the size of what passes; torch's own state is kept."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = build()
-        with torch.no_grad():
-            for tensor in module.parameters():
-                if tensor.ndim >= 2:
-                    tensor.normal_(std=float(np.prod(tensor.shape[1:])) ** -0.5)
-    return module.eval()
-
-
 def _spread(logits_B: torch.Tensor, mean: float, spread: float) -> tuple[float, float]:
     """Gain and offset that bring these logits to this mean and spread."""
     gain = spread / float(logits_B.std())
     return gain, mean - gain * float(logits_B.mean())
-
-
-def _write_model(folder: Path, model: Any, names: tuple[tuple[str, str], ...]) -> None:
-    """config.json and model.safetensors of a transformers model, with the published files' names.
-
-    Not by save_pretrained: that imports whatever trainers are installed, and deepspeed greets on the terminal.
-    """
-    model.config.architectures = [type(model).__name__]
-    storage.write_text(folder / "config.json", model.config.to_json_string())
-    storage.write_bytes(folder / "model.safetensors", _safetensors(model, names))
-
-
-def _safetensors(module: nn.Module, names: tuple[tuple[str, str], ...] = ()) -> bytes:
-    tensors = {}
-    for name, tensor in module.state_dict().items():
-        for pattern, published in names:
-            name = re.sub(pattern, published, name)
-        tensors[name] = tensor.contiguous()
-    return save(tensors, {"format": "pt"})
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    storage.write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def _tokenizer() -> Any:
-    """LLaMA's tokenizer without merges: special tokens, the 256 bytes, printable ASCII, then <image> and <pad>."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
-    tokenizer = LlamaTokenizer(
-        vocab={piece: number for number, piece in enumerate(pieces)}, merges=[], add_bos_token=True
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<pad>"})
-    return tokenizer
-
-
-def _tokenizer_config(image: int, pad: int) -> dict[str, Any]:
-    """tokenizer_config.json as llava-hf/llava-1.5-7b-hf has it, with the numbers of this vocabulary."""
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    tokens = {0: "<unk>", 1: "<s>", 2: "</s>", image: "<image>", pad: "<pad>"}
-    return {
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "added_tokens_decoder": {str(number): {"content": token, **flags} for number, token in tokens.items()},
-        "bos_token": "<s>",
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "</s>",
-        "legacy": False,
-        "model_max_length": 1000000000000000019884624838656,
-        "pad_token": "<pad>",
-        "padding_side": "left",
-        "processor_class": "LlavaProcessor",
-        "sp_model_kwargs": {},
-        "tokenizer_class": "LlamaTokenizer",
-        "unk_token": "<unk>",
-        "use_default_system_prompt": False,
-    }

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sote.cluster.errors import WeightsError
-from sote.data import painting, scenes, standins
+from sote.data import painting, scenes, standin_reader
 from sote.data.reading import accept
 from sote.data.text import PROMPT, Reader
 
@@ -15,7 +15,7 @@ from sote.data.text import PROMPT, Reader
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "reader"
-    standins.make_reader(folder, seed=0)
+    standin_reader.make(folder, seed=0)
     return folder
 
 
@@ -84,7 +84,7 @@ def test_a_folder_that_lacks_something_is_refused(folder: Path, tmp_path: Path) 
 
 def test_weights_that_lack_a_tensor_are_refused(folder: Path, tmp_path: Path) -> None:
     copytree(folder, tmp_path / "reader")
-    file = tmp_path / "reader" / "model.safetensors"
+    file = tmp_path / "reader" / "model-00001-of-00002.safetensors"
     tensors = load_file(file)
     del tensors["language_model.model.norm.weight"]
     save_file(tensors, file, {"format": "pt"})
@@ -98,7 +98,7 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -
     config = json.loads(path.read_text())
     config["image_token_index"] = 17
     path.write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match="the tokenizer has <image> as 355, the model as 17"):
+    with pytest.raises(WeightsError, match="the tokenizer has <image> as 354, the model as 17"):
         Reader(tmp_path / "reader", max_new_tokens=4, device="cpu")
 
 
