@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,9 +25,21 @@ Advance = Callable[[int], None]
 
 def setup() -> None:
     """Set up logging of this process: our own events from INFO up, others from ERROR up. Called by the door only."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", handlers=[_Handler()], force=True)
     logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("sote").setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the moment: a session may put it elsewhere for a while."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        """`sys.stderr` is the only stream."""
 
 
 @contextlib.contextmanager

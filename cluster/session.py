@@ -8,7 +8,10 @@ Kind: wiring.
 import contextlib
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import ray
 
@@ -19,14 +22,18 @@ LOCAL_OBJECT_STORE_BYTES = 1 << 30
 # Ray Train's default of 60 s was seen to be too short on a busy machine (worker start imports torch and deepspeed).
 TRAIN_START_TIMEOUT_SECONDS = 240
 
+# ray/_private/node.py gives a local node 30 s to come up and then raises a bare Exception with these words
+SLOW_START = "timed out during startup"
+LOCAL_STARTS = 3
+
+log = logging.getLogger(__name__)
+
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_USAGE_DISABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(TRAIN_START_TIMEOUT_SECONDS),
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "1",
-    "GLOG_minloglevel": "3",
-    "TQDM_DISABLE": "0",
 }
 
 
@@ -41,8 +48,29 @@ def connect(address: str | None = None) -> Iterator[None]:
         yield
         return
     os.environ.update(QUIET)
+    with _native_stderr_aside():
+        try:
+            _init(address)
+            _hush()
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _init(address: str | None) -> None:
+    if address is None:
+        _start_local()
+        return
     try:
-        if address is None:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise UserError(f"--address {address}: no Ray cluster answers there ({error})") from None
+
+
+def _start_local() -> None:
+    """Start an own Ray. On a machine that is busy it can miss Ray's fixed limit of 30 s, so it is tried again."""
+    for attempt in range(LOCAL_STARTS):
+        try:
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -50,15 +78,45 @@ def connect(address: str | None = None) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             )
+        except Exception as error:  # Ray raises no narrower class
+            if SLOW_START not in str(error) or attempt + 1 == LOCAL_STARTS:
+                raise
+            log.warning("Ray did not start in time, trying again attempt=%d", attempt + 1)
+            ray.shutdown()
         else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise UserError(f"--address {address}: no Ray cluster answers there ({error})") from None
-    _hush()
+            return
+
+
+@contextlib.contextmanager
+def _native_stderr_aside() -> Iterator[None]:
+    """Let only Python write to the terminal: what native code and child processes write to file descriptor 2 goes to a
+    file, which is kept and named if the block ends with an error.
+
+    Ray's core writes warnings about its own internals there, past every Python logger.
+    """
+    handle, made = tempfile.mkstemp(prefix="sote-native-", suffix=".log")
+    name, keep = Path(made), False
+    python, terminal = sys.stderr, os.dup(2)
+    os.dup2(handle, 2)
     try:
-        yield
+        with open(terminal, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False) as stream:
+            if python is sys.__stderr__:
+                sys.stderr = stream
+            try:
+                yield
+            except Exception:
+                if name.stat().st_size:
+                    log.warning("native libraries and Ray wrote more about it to %s", name)
+                    keep = True
+                raise
+            finally:
+                sys.stderr = python
     finally:
-        ray.shutdown()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(handle)
+        if not keep:
+            name.unlink()
 
 
 def _hush() -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypedDict
 
+from sote.data.caption_profile import Group, Profile, load_profile
 from sote.data.kohya import KohyaOptions, Tag, kohya_list
-from sote.data.profile import Group, Profile, load_profile
 from sote.data.recipe import CaptionPart, SourceKind
 from sote.data.words import aesthetic_word, date_word, float32, quality_word, rating_word
 

@@ -12,7 +12,7 @@ from typing import Any
 from sote.cluster import logs
 from sote.cluster.storage import RunFolder
 from sote.data import caption, selection, shards
-from sote.data.profile import Profile
+from sote.data.caption_profile import Profile
 from sote.data.recipe import CurateRecipe, SelectPart, SourceKind
 from sote.data.shards import Row, Work
 

@@ -20,8 +20,8 @@ from sote.cluster import logs, recipe, session, storage
 from sote.cluster.errors import RunFailed, SourceError
 from sote.cluster.storage import RunFolder
 from sote.data import catalogue, decode, dedup, derive, index, latents, look, read, schema, shards
+from sote.data.caption_profile import load_profile
 from sote.data.catalogue import Count
-from sote.data.profile import load_profile
 from sote.data.recipe import CurateRecipe
 from sote.data.shards import Row, Work
 

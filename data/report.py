@@ -15,7 +15,7 @@ from sote.cluster.charts import Band, Step
 from sote.cluster.page import Chapter, Html, Section, counted, duration, escape, join, number, share, table, tag
 from sote.cluster.storage import RunFolder
 from sote.data import gallery, schema
-from sote.data.profile import Scale, load_profile
+from sote.data.caption_profile import Scale, load_profile
 from sote.data.recipe import CurateRecipe
 from sote.data.survey import UNEXPLAINED, Limits, Survey, survey
 

@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Sequence
 
-from sote.data.profile import Profile, Scale
+from sote.data.caption_profile import Profile, Scale
 
 _FLOAT32 = struct.Struct("f")
 

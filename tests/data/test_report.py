@@ -16,7 +16,7 @@ from sote.cluster import storage
 from sote.cluster.charts import Band
 from sote.cluster.storage import RunFolder
 from sote.data import gallery, report, schema, survey
-from sote.data.profile import load_profile
+from sote.data.caption_profile import load_profile
 from sote.data.recipe import CurateRecipe, Source
 from sote.data.survey import Limits
 

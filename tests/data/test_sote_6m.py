@@ -6,7 +6,7 @@ import pytest
 
 from sote.cluster.recipe import load
 from sote.cluster.weights import BY_KEY
-from sote.data.profile import load_profile
+from sote.data.caption_profile import load_profile
 from sote.data.recipe import CaptionPart, CurateRecipe
 
 PATH = Path(__file__).parents[2] / "data" / "recipes" / "sote_6m.toml"

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from sote.data.profile import load_profile
+from sote.data.caption_profile import load_profile
 from sote.data.words import aesthetic_word, date_word, float32, quality_word, rating_word
 
 CARD = load_profile("sote-v1")

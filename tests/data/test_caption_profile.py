@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sote.cluster.errors import RecipeError
-from sote.data.profile import SHIPPED, load_profile
+from sote.data.caption_profile import SHIPPED, load_profile
 
 
 def _changed(tmp_path: Path, old: str, new: str) -> str:
