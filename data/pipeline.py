@@ -19,7 +19,18 @@ from numpy.typing import NDArray
 from sote.cluster import logs, recipe, session, storage
 from sote.cluster.errors import RunFailed, SourceError
 from sote.cluster.storage import RunFolder
-from sote.data import catalogue, decode, dedup, derive, index, latents, look, read, schema, shards
+from sote.data import (
+    catalogue,
+    decode,
+    dedup,
+    index,
+    pass_captions,
+    pass_latents,
+    pass_pixels,
+    pass_text,
+    schema,
+    shards,
+)
 from sote.data.caption_profile import load_profile
 from sote.data.catalogue import Count
 from sote.data.recipe import CurateRecipe
@@ -150,14 +161,14 @@ def _matrix(cells: list[bytes], *, width: int) -> NDArray[np.uint8]:
 
 STAGES: tuple[Stage, ...] = (
     Stage("index", ("sources", "shard_rows"), _index),
-    Stage("decode", ("decode", "slice_rows"), look.run),
-    Stage("score", ("score",), look.run),
-    Stage("tag", ("tag",), look.run),
+    Stage("decode", ("decode", "slice_rows"), pass_pixels.run),
+    Stage("score", ("score",), pass_pixels.run),
+    Stage("tag", ("tag",), pass_pixels.run),
     Stage("duplicates", ("duplicates",), _duplicates),
-    Stage("text", ("text",), read.run),
-    Stage("caption", ("caption",), derive.run),
-    Stage("select", ("select",), derive.run),
-    Stage("latents", ("latents",), latents.run),
+    Stage("text", ("text",), pass_text.run),
+    Stage("caption", ("caption",), pass_captions.run),
+    Stage("select", ("select",), pass_captions.run),
+    Stage("latents", ("latents",), pass_latents.run),
 )
 
 
