@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 import httpx
 from ray import serve
 
-from sote.cluster import logs, session
-from sote.cluster.errors import RunFailed, UserError
+from sote.cluster import errors, logs, session
+from sote.cluster.errors import RunFailed, SoteError, UserError
 from sote.cluster.storage import RunFolder
 from sote.serve import plan
 from sote.serve.pictures import Painted
@@ -37,7 +37,7 @@ APPLICATION = "sote"
 ONGOING_REQUESTS = 2
 # A request ahead of the ingress' own work only waits: it must not be what limits the line
 INGRESS_ONGOING_REQUESTS = 256
-STARTS = 3  # of a replica that fails to load, before the server gives up
+STARTS = 2  # of a replica that fails to load, before the server gives up
 DRAIN_SECONDS = 2.0  # what a stopped replica may take for the request it is working on
 READY_SECONDS = 60.0  # from deployed replicas to an answer over HTTP
 
@@ -205,7 +205,16 @@ def _deploy(recipe: ServeRecipe) -> None:
         try:
             serve.run(build(recipe), name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
         except RuntimeError as error:
-            raise RunFailed(f"the models could not be brought up: {_reason() or error}") from None
+            raise _failure(_reason() or str(error)) from None
+
+
+def _failure(reason: str) -> SoteError:
+    """What a replica could not start for: an error of ours as it was raised there, else RunFailed."""
+    place, _, message = reason.partition(": ")
+    kind = getattr(errors, place.rpartition(".")[2], None)
+    if isinstance(kind, type) and issubclass(kind, SoteError):
+        return kind(message)
+    return RunFailed(f"the models could not be brought up: {reason}")
 
 
 def _reason() -> str:

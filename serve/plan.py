@@ -6,6 +6,7 @@ Kind: pure, but for looking at files.
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -53,6 +54,8 @@ def check(recipe: ServeRecipe) -> dict[str, Path]:
         _refuse_file(path, field)
     folders.check_prior(places["model.prior"], field="model.prior")
     folders.check_decoder(places["model.decoder"], field="model.decoder")
+    _check_shapes(places["model.prior"] / "prior", field="model.prior")
+    _check_shapes(places["model.decoder"] / "decoder", field="model.decoder")
     _check_fit(places)
     return places
 
@@ -125,6 +128,38 @@ def _refuse_file(path: Path, field: str) -> None:
             f"{field}: {path} is a single file with {folders.WHAT[found]}; serving reads folders of diffusers: "
             f"name one with {parts}"
         )
+
+
+def _check_shapes(folder: Path, *, field: str) -> None:
+    """The weights must be those that config.json describes: full beside lite is told here, each tensor at loading."""
+    found = {name: tensor.shape for name, tensor in folders.header(folders.weights(folder)).tensors.items()}
+    for name, shape in _expected(folders.config(folder)).items():
+        if found.get(name) != shape:
+            raise CheckpointError(
+                f"{field}: {folder}: {name} has shape {found.get(name, 'none')} in the weights and {shape or 'none'} by "
+                "config.json; take both from one model"
+            )
+
+
+def _expected(config: dict[str, Any]) -> dict[str, tuple[int, ...] | None]:
+    """Name and shape of the tensors that tell one size of StableCascadeUNet from another: ends, widths, depths.
+
+    None is a tensor that must not be there: the layer after the last.
+    """
+    widths, text = config["block_out_channels"], config["conditioning_dim"]
+    pixels = config["patch_size"] ** 2
+    shapes: dict[str, tuple[int, ...] | None] = {
+        "embedding.1.weight": (widths[0], config["in_channels"] * pixels, 1, 1),
+        "clf.1.weight": (config["out_channels"] * pixels, widths[0], 1, 1),
+        "clip_txt_pooled_mapper.bias": (text * config.get("clip_seq", 4),),  # 4 in every published config
+    }
+    if config.get("clip_text_in_channels"):
+        shapes["clip_txt_mapper.weight"] = (text, config["clip_text_in_channels"])
+    for level, layers in enumerate(config["down_num_layers_per_block"]):
+        blocks = len(config["block_types_per_layer"][level])  # of a layer; the residual block is its first
+        shapes[f"down_blocks.{level}.{(layers - 1) * blocks}.channelwise.4.bias"] = (widths[level],)
+        shapes[f"down_blocks.{level}.{layers * blocks}.channelwise.4.bias"] = None
+    return shapes
 
 
 def _check_fit(places: dict[str, Path]) -> None:

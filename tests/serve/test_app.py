@@ -19,7 +19,7 @@ from PIL import Image
 
 from sote.cluster import logs
 from sote.cluster import recipe as recipes
-from sote.cluster.errors import UserError
+from sote.cluster.errors import CheckpointError, RunFailed, UserError
 from sote.cluster.storage import RunFolder
 from sote.serve import app
 from sote.serve.cascade import Cascade
@@ -166,6 +166,13 @@ def test_a_port_in_use_is_refused_before_anything_starts() -> None:
             app.check_port("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match="cannot be used"):
         app.check_port("192.0.2.1", 8000)  # TEST-NET-1: no machine has it
+
+
+def test_what_a_replica_could_not_start_for_is_raised_as_it_was_there() -> None:
+    broken = app._failure("sote.cluster.errors.CheckpointError: model.prior: of another shape")
+    assert isinstance(broken, CheckpointError)
+    assert str(broken) == "model.prior: of another shape"
+    assert isinstance(app._failure("torch.OutOfMemoryError: CUDA out of memory"), RunFailed)
 
 
 def test_work_that_nobody_waits_for_ends_at_its_next_step() -> None:

@@ -71,6 +71,19 @@ def test_a_file_cut_short_is_found(part: ModelPart, tmp_path: Path) -> None:
         plan.check(recipe(part.model_copy(update={"decoder": str(tmp_path / "decoder")})))
 
 
+@pytest.mark.parametrize(
+    "change", [{"conditioning_dim": 32}, {"down_num_layers_per_block": [1, 1]}, {"block_out_channels": [64, 32]}]
+)
+def test_weights_of_another_shape_than_their_config_are_refused(
+    part: ModelPart, tmp_path: Path, change: dict[str, object]
+) -> None:
+    shutil.copytree(part.prior, tmp_path / "prior")
+    path = tmp_path / "prior" / "prior" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=r"has shape .* in the weights and .* by config\.json"):
+        plan.check(recipe(part.model_copy(update={"prior": str(tmp_path / "prior")})))
+
+
 def test_prior_and_decoder_of_two_families_are_refused(part: ModelPart, tmp_path: Path) -> None:
     shutil.copytree(part.decoder, tmp_path / "decoder")
     path = tmp_path / "decoder" / "decoder" / "config.json"
