@@ -6,15 +6,15 @@ Kind: wiring.
 """
 
 import json
-import logging
 import os
+import shutil
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -28,8 +28,6 @@ from sote.cluster.storage import RunFolder
 from sote.train import checkpoint, plan
 from sote.train.checkpoint import Origin
 from sote.train.recipe import TrainRecipe
-
-log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at metrics.jsonl, for the progress bar
 CONTROLLER_FAILURES = 2  # Ray's default is to try for ever when workers cannot be had
@@ -46,21 +44,64 @@ def run(recipe: TrainRecipe, *, folder: RunFolder, address: str | None) -> None:
     there = checkpoint.newest(folder.checkpoints)
     done = there.state.step if there is not None else 0
     if done >= steps:
-        log.info("training is complete already step=%d folder=%s", done, folder.root)
+        print(f"  train: complete already, at step {done} of {steps}", file=sys.stderr)
         return
     failure = _failure_file(folder)
     failure.unlink(missing_ok=True)
-    with session.connect(address), _progress(folder, done=done, steps=steps):
-        latents = planned.latents
-        origin = Origin(recipes.digest(recipe), latents.compression, latents.encoder_sha256)
-        trainer = _trainer(recipe, folder, origin=origin)
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            if not failure.exists():
-                raise RunFailed(_lines(error)) from error
+    latents = planned.latents
+    origin = Origin(recipes.digest(recipe), latents.compression, latents.encoder_sha256)
+    with session.connect(address), logs.progress("train", steps - done, unit="steps") as advance:
+        fit = _Fit(_trainer(recipe, folder, origin=origin))
+        follower = _Follower(folder.metrics, advance, done)
+        fit.start()
+        while fit.is_alive():
+            fit.join(SECONDS_BETWEEN_LOOKS)
+            follower.look()
     if failure.exists():
         raise _read_failure(failure)
+    if not fit.finished:
+        raise RunFailed(_lines(fit.error)) from fit.error
+    shutil.rmtree(failure.parent, ignore_errors=True)
+
+
+class _Fit(threading.Thread):
+    """`fit` in a thread of its own: in the main thread Ray would take Ctrl-C over, for good, and end with code 0."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(name="fit", daemon=True)
+        self.trainer = trainer
+        self.finished = False
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self.trainer.fit()
+            self.finished = True
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            self.error = error
+
+
+class _Follower:
+    """Advances a progress bar by the steps that appear in metrics.jsonl from now on."""
+
+    def __init__(self, path: Path, advance: logs.Advance, done: int) -> None:
+        self.path, self.advance, self.highest = path, advance, done
+        self.place = path.stat().st_size if path.exists() else 0
+        self.rest = ""
+
+    def look(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8") as file:
+            file.seek(self.place)
+            lines = (self.rest + file.read()).split("\n")
+            self.place = file.tell()
+        self.rest = lines.pop()
+        found = [json.loads(line) for line in lines if line]
+        newest = max((line["step"] for line in found if line["kind"] == "step"), default=self.highest)
+        if newest > self.highest:
+            self.advance(newest - self.highest)
+            self.highest = newest
 
 
 def _trainer(recipe: TrainRecipe, folder: RunFolder, *, origin: Origin) -> TorchTrainer:
@@ -121,44 +162,10 @@ def _absolute(recipe: TrainRecipe) -> TrainRecipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"curated": curated}), "model": model})
 
 
-@contextmanager
-def _progress(folder: RunFolder, *, done: int, steps: int) -> Iterator[None]:
-    """Show the steps that appear in metrics.jsonl while the block runs."""
-    ended = threading.Event()
-    with logs.progress("train", steps - done, unit="steps") as advance:
-        follower = threading.Thread(target=_follow, args=(folder.metrics, advance, ended, done), daemon=True)
-        follower.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            follower.join()
-
-
-def _follow(path: Path, advance: logs.Advance, ended: threading.Event, done: int) -> None:
-    """Advance to the highest step written since now, until told to end."""
-    place, highest, rest = path.stat().st_size if path.exists() else 0, done, ""
-    last_look = False
-    while not last_look:
-        last_look = ended.wait(SECONDS_BETWEEN_LOOKS)
-        if not path.exists():
-            continue
-        with path.open(encoding="utf-8") as file:
-            file.seek(place)
-            lines = (rest + file.read()).split("\n")
-            place = file.tell()
-        rest = lines.pop()
-        found = [json.loads(line) for line in lines if line]
-        newest = max((line["step"] for line in found if line["kind"] == "step"), default=highest)
-        if newest > highest:
-            advance(newest - highest)
-            highest = newest
-
-
-def _lines(error: Exception) -> str:
+def _lines(error: Exception | None) -> str:
     """The last line of what Ray says, which names the worker's own error."""
-    said = [line for line in str(error).splitlines() if line.strip()]
-    return f"training stopped: {said[-1].strip() if said else type(error).__name__}; the same command continues"
+    said = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    return f"training stopped: {said[-1] if said else type(error).__name__}; the same command continues"
 
 
 def _failure_file(folder: RunFolder) -> Path:

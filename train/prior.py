@@ -88,7 +88,7 @@ def load(part: ModelPart, *, train_text_encoder: bool) -> Prior:
     )
     if part.gradient_checkpointing:
         prior.enable_gradient_checkpointing()
-        text_encoder.activation_checkpointing_enable()  # type: ignore[no-untyped-call]
+        text_encoder.activation_checkpointing_enable()
     return Prior(prior, text_encoder, train_text_encoder=train_text_encoder)
 
 
