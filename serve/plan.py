@@ -136,8 +136,8 @@ def _check_shapes(folder: Path, *, field: str) -> None:
     for name, shape in _expected(folders.config(folder)).items():
         if found.get(name) != shape:
             raise CheckpointError(
-                f"{field}: {folder}: {name} has shape {found.get(name, 'none')} in the weights and {shape or 'none'} by "
-                "config.json; take both from one model"
+                f"{field}: {folder}: {name} has shape {found.get(name, 'none')} in the weights and {shape or 'none'} "
+                "by config.json; take both from one model"
             )
 
 
