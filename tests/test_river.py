@@ -50,7 +50,10 @@ def test_the_funnel_of_the_demo_adds_up(demo: tuple[Path, subprocess.CompletedPr
     assert table.schema.equals(schema.CATALOGUE)
     rows = table.to_pylist()
     files = [
-        path for kind in ("board", "pixiv") for path in (run / "pictures" / kind).rglob("*") if path.suffix != ".json"
+        path
+        for kind in ("board", "pixiv")
+        for path in (run / "pictures" / kind).rglob("*")
+        if path.is_file() and path.suffix != ".json"
     ]
     picked = sum(row["pick"] for row in rows)
     skipped = sum(row["skip_reason"] is not None for row in rows)
