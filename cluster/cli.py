@@ -95,8 +95,7 @@ def curate(
     plan.check(loaded, stage=stage)
     with storage.open_run(loaded, verb="curate", command=_command(), may_differ=pipeline.may_differ(stage)) as folder:
         count = pipeline.run(loaded, folder, address=Door.address, redo_from=stage)
-        report = write_report(folder.root)
-    print(f"{count}\ncatalogue: {folder.catalogue}\nreport:    {report}")
+    print(f"{count}\ncatalogue: {folder.catalogue}\nreport:    {write_report(folder.root)}")
 
 
 @app.command(epilog="Example: sote train runs/demo/recipes/train.toml")
@@ -112,8 +111,7 @@ def train(recipe: RecipePath) -> None:
     plan.check(loaded)
     with storage.open_run(loaded, verb="train", command=_command(), may_differ=plan.MAY_DIFFER) as folder:
         launch.run(loaded, folder=folder, address=Door.address)
-        report = write_report(folder.root)
-    print(f"checkpoints: {folder.checkpoints}\nreport:      {report}")
+    print(f"checkpoints: {folder.checkpoints}\nreport:      {write_report(folder.root)}")
 
 
 @app.command(epilog="Example: sote export runs/demo exported --format comfyui")
@@ -152,8 +150,9 @@ def status(run: RunPath) -> None:
     from rich.console import Console
 
     from sote.cluster import status as states
+    from sote.data.plan import STAGES
 
-    Console().print(states.render(states.status(run)))
+    Console().print(states.render(states.status(run, stages=STAGES)))
 
 
 @app.command(epilog="Example: sote report runs/demo")

@@ -36,6 +36,7 @@ from sote.train import standins as train_standins
 PORT = 8642
 PROMPT = "newest, extremely aesthetic, best quality, general, red circle, blue background"
 NEGATIVE_PROMPT = "very displeasing, worst quality, oldest"
+NOTE = "The miniature decoder was never trained, so it paints noise: the way is real, the skill is not."
 SEED = 7
 SIDE = 512  # pixels of buckets and of the painted picture: sixteen latent cells at compression 32
 COMPRESSION = 32.0
@@ -50,13 +51,13 @@ def run(out: Path, *, images: Path | None, address: str | None) -> Path:
     root = out.resolve()
     folder = RunFolder(root)
     storage.refuse_foreign(folder)
-    _say(1, "pictures and stand-in models")
     curate = _curate_recipe(root, images)
     if images is not None:
         index.check(curate.sources[0])
+    _say(1, "pictures and stand-in models")
     _once(root / "weights", _stand_ins)
     if images is None:
-        _once(root / "pictures", scenes.draw)
+        _once(root / "pictures", _draw)
     train, serve = _train_recipe(root), _serve_recipe(root)
     for name, recipe in (("curate", curate), ("train", train), ("serve", serve)):
         _write(root / "recipes" / f"{name}.toml", recipe, verb=name)
@@ -67,6 +68,7 @@ def run(out: Path, *, images: Path | None, address: str | None) -> Path:
         _train(train, address)
         _say(4, "export")
         for form in ("diffusers", "comfyui", "unet"):
+            _note(f"{form} -> {folder.export(form)}")
             export.export(root, folder.export(form), form)
         _say(5, "serve: one picture over HTTP")
         _serve(serve, folder)
@@ -179,7 +181,9 @@ def _serve(recipe: serving.ServeRecipe, folder: RunFolder) -> None:
     command = shlex.join(["sote", "serve", str(folder.root / "recipes" / "serve.toml")])
     free = serving.ServeRecipe.model_fields.keys()
     with storage.open_run(recipe, verb="serve", command=command, may_differ=free):
+        _note("starting prior, decoder and ingress")
         url = app.start(recipe)
+        _note(f"{url} is ready: asking for {PROMPT!r}")
         try:
             asked = {"prompt": PROMPT, "negative_prompt": NEGATIVE_PROMPT, "seed": SEED}
             answer = httpx.post(
@@ -195,12 +199,20 @@ def _serve(recipe: serving.ServeRecipe, folder: RunFolder) -> None:
         seconds=round(answer.elapsed.total_seconds(), 3),
         **asked,
         parameters={"width": SIDE, "height": SIDE, "steps": recipe.defaults.prior_steps},
+        note=NOTE,
     )
 
 
 def _stand_ins(folder: Path) -> None:
+    _note("making tagger, scorers, reader and encoder in miniature")
     data_standins.make(folder)
+    _note("making prior, text encoder, decoder and vqgan in miniature")
     train_standins.make(folder)
+
+
+def _draw(folder: Path) -> None:
+    _note("drawing 64 scenes")
+    scenes.draw(folder, count=64)
 
 
 def _once(path: Path, make: Callable[[Path], object]) -> None:
@@ -225,3 +237,7 @@ def _free_port(wanted: int) -> int:
 
 def _say(number: int, what: str) -> None:
     print(f"{number}/6 {what}", file=sys.stderr, flush=True)
+
+
+def _note(what: str) -> None:
+    print(f"  {what}", file=sys.stderr, flush=True)

@@ -50,7 +50,8 @@ def write_report(run: Path) -> Path:
 
 def chapter(folder: RunFolder) -> Chapter | None:
     """The images that were painted with the run's model; None if there is none."""
-    lines = [line for line in logs.read_metrics(folder.metrics) if line.get("kind") == "image"]
+    painted = [line for line in logs.read_metrics(folder.metrics) if line.get("kind") == "image"]
+    lines = list({line.get("file"): line for line in painted}.values())  # of a file painted twice, the last
     if not lines:
         return None
     newest = lines[-1]
@@ -58,12 +59,17 @@ def chapter(folder: RunFolder) -> Chapter | None:
     shown = lines[::-1][:MOST_PAINTED]
     lead = f"The newest {len(shown)} of {len(lines)}." if len(lines) > len(shown) else ""
     section = Section("images", "Painted by the model", escape(lead), join(_painted(folder, line) for line in shown))
-    hero = figure(_picture(folder, newest, side=HERO_SIDE, max_bytes=HERO_BYTES), _quote(newest))
+    hero = figure(_picture(folder, newest, side=HERO_SIDE, max_bytes=HERO_BYTES), _quote(newest), _note(newest))
     return Chapter(story=story, sections=(section,), hero=hero)
 
 
 def _quote(line: Line) -> Html:
     return escape(f"“{line.get('prompt', '')}”")
+
+
+def _note(line: Line) -> Html | None:
+    """What whoever painted it has to say about it."""
+    return tag("small", " ", str(line["note"])) if line.get("note") else None
 
 
 def _painted(folder: RunFolder, line: Line) -> Html:

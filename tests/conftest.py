@@ -1,13 +1,34 @@
-"""What many tests stand on: one local Ray, one set of stand-in models, one set of drawn pictures."""
+"""What many tests stand on: one demo, one local Ray, one set of stand-in models."""
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def sote(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the `sote` command in this process; gives its exit code and what it wrote to standard output and error."""
+    from sote.cluster import cli
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sote", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        written = capsys.readouterr()
+        return int(ended.value.code or 0), written.out, written.err
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -31,11 +52,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's drawn pictures, fewer of them: folders board/ and pixiv/, and truth.jsonl."""
-    from sote.data import scenes
+@dataclass(frozen=True)
+class Demo:
+    """How `sote demo` ended, and its run folder."""
 
-    folder = tmp_path_factory.mktemp("pictures")
-    scenes.draw(folder, count=20, seed=1)
-    return folder
+    run: Path
+    exit_code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """One demo as its user runs it. It takes minutes, so every test that needs a whole run looks at this one."""
+    run = tmp_path_factory.mktemp("river") / "demo"
+    command = [sys.executable, "-m", "sote.cluster.cli", "demo", "--out", str(run)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    return Demo(run, ended.returncode, ended.stdout, ended.stderr)

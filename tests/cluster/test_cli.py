@@ -1,28 +1,9 @@
 """Bad input at the door: exit code 2, one line that names the thing and the mend, nothing overwritten."""
 
 import socket
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from sote.cluster import cli
-
-Command = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def sote(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process; gives the exit code and what it wrote to standard error."""
-
-    def run(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["sote", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), capsys.readouterr().err
-
-    return run
+from tests.conftest import Command
 
 
 def recipe_with(tmp_path: Path, text: str, name: str = "recipe.toml") -> str:
@@ -42,7 +23,7 @@ CURATE = 'run = "{run}"\n[[sources]]\nname = "mine"\npath = "{pictures}"\n'
 
 def test_an_unknown_key_is_named_with_its_file(sote: Command, tmp_path: Path) -> None:
     path = recipe_with(tmp_path, CURATE.format(run=tmp_path / "run", pictures=tmp_path) + "[decode]\nmin_pixel = 3\n")
-    code, error = sote("curate", path)
+    code, _, error = sote("curate", path)
     assert code == 2
     assert one_line(error) == f"sote: {path}: decode.min_pixel: unknown key, did you mean min_pixels\n"
     assert not (tmp_path / "run").exists()
@@ -50,7 +31,7 @@ def test_an_unknown_key_is_named_with_its_file(sote: Command, tmp_path: Path) ->
 
 def test_a_wrong_type_is_named_with_its_field(sote: Command, tmp_path: Path) -> None:
     text = CURATE.format(run=tmp_path / "run", pictures=tmp_path) + '[decode]\nmin_pixels = "many"\n'
-    code, error = sote("curate", recipe_with(tmp_path, text))
+    code, _, error = sote("curate", recipe_with(tmp_path, text))
     assert code == 2
     assert "decode.min_pixels" in one_line(error)
 
@@ -59,7 +40,7 @@ def test_a_missing_and_an_empty_folder_are_refused_before_the_run_folder_is_made
     (tmp_path / "empty").mkdir()
     for folder in ("none", "empty"):
         text = CURATE.format(run=tmp_path / "run", pictures=tmp_path / folder)
-        code, error = sote("curate", recipe_with(tmp_path, text))
+        code, _, error = sote("curate", recipe_with(tmp_path, text))
         assert code == 2
         assert str(tmp_path / folder) in one_line(error)
     assert not (tmp_path / "run").exists()
@@ -69,7 +50,7 @@ def test_a_missing_weight_is_refused_with_the_command_that_fetches_it(sote: Comm
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.jpg").write_bytes(b"x")
     text = CURATE.format(run=tmp_path / "run", pictures=tmp_path / "pictures")
-    code, error = sote("curate", recipe_with(tmp_path, text))
+    code, _, error = sote("curate", recipe_with(tmp_path, text))
     assert code == 2
     assert "hf download" in one_line(error)
     assert not (tmp_path / "run").exists()
@@ -77,14 +58,14 @@ def test_a_missing_weight_is_refused_with_the_command_that_fetches_it(sote: Comm
 
 def test_an_unknown_stage_lists_the_stages(sote: Command, tmp_path: Path) -> None:
     text = CURATE.format(run=tmp_path / "run", pictures=tmp_path)
-    code, error = sote("curate", recipe_with(tmp_path, text), "--stage", "tagging")
+    code, _, error = sote("curate", recipe_with(tmp_path, text), "--stage", "tagging")
     assert code == 2
     assert "index, decode, score, tag" in one_line(error)
 
 
 def test_what_is_no_run_folder_is_refused(sote: Command, tmp_path: Path) -> None:
     for verb in ("status", "report"):
-        code, error = sote(verb, str(tmp_path / "none"))
+        code, _, error = sote(verb, str(tmp_path / "none"))
         assert code == 2
         assert str(tmp_path / "none") in one_line(error)
 
@@ -98,28 +79,28 @@ def test_a_port_in_use_is_refused(sote: Command, tmp_path: Path, models: Path) -
             f'run = "{tmp_path / "run"}"\nport = {port}\n'
             f'[model]\nprior = "{models / "prior"}"\ndecoder = "{models / "decoder"}"\n'
         )
-        code, error = sote("serve", recipe_with(tmp_path, text))
+        code, _, error = sote("serve", recipe_with(tmp_path, text))
     assert code == 2
     assert str(port) in one_line(error)
 
 
 def test_stage_b_given_as_the_prior_is_called_by_its_name(sote: Command, tmp_path: Path, models: Path) -> None:
     text = f'run = "{tmp_path / "run"}"\n[model]\nprior = "{models / "decoder"}"\ndecoder = "{models / "decoder"}"\n'
-    code, error = sote("serve", recipe_with(tmp_path, text))
+    code, _, error = sote("serve", recipe_with(tmp_path, text))
     assert code == 2
     assert "Stage C" in one_line(error)
 
 
 def test_a_demo_into_a_folder_with_other_things_overwrites_nothing(sote: Command, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
-    code, error = sote("demo", "--out", str(tmp_path))
+    code, _, error = sote("demo", "--out", str(tmp_path))
     assert code == 2
     assert "thesis.txt" in one_line(error)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_demo_on_a_folder_that_is_not_there_is_refused(sote: Command, tmp_path: Path) -> None:
-    code, error = sote("demo", "--images", str(tmp_path / "none"), "--out", str(tmp_path / "run"))
+    code, _, error = sote("demo", "--images", str(tmp_path / "none"), "--out", str(tmp_path / "run"))
     assert code == 2
     assert str(tmp_path / "none") in one_line(error)
     assert not (tmp_path / "run").exists()
