@@ -28,6 +28,8 @@ LOCAL_STARTS = 3
 
 log = logging.getLogger(__name__)
 
+# An own local Ray is not taken away with notice: no process has to watch for that.
+LOCAL = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_USAGE_DISABLED": "1",
@@ -47,7 +49,7 @@ def connect(address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.update(QUIET)
+    os.environ.update(QUIET if address else QUIET | LOCAL)
     with _native_stderr_aside():
         try:
             _init(address)

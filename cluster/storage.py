@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -82,6 +82,14 @@ def committed(path: Path) -> dict[str, Any] | None:
 def marker(path: Path) -> Path:
     """The commit marker that belongs to the file `path`."""
     return path.with_name(path.name + ".done")
+
+
+def once(folder: Path, make: Callable[[Path], object]) -> None:
+    """Let `make` fill a folder that is not whole yet; a kill in between leaves no marker, and it is made again."""
+    if committed(folder) is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        make(folder)
+        commit(folder)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class CurateRecipe(Recipe):
     text: TextPart | None = None
     caption: CaptionPart = CaptionPart()
     select: SelectPart = SelectPart()
-    latents: LatentsPart | None = LatentsPart()
+    latents: LatentsPart | None = None  # without the table, captions are the end
     work: WorkPart = WorkPart()
 
     @model_validator(mode="after")

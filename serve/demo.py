@@ -7,10 +7,11 @@ continues: what is there is not made again.
 Kind: wiring.
 """
 
+import multiprocessing
 import shlex
 import socket
 import sys
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -55,9 +56,12 @@ def run(out: Path, *, images: Path | None, address: str | None) -> Path:
     if images is not None:
         index.check(curate.sources[0])
     _say(1, "pictures and stand-in models")
-    _once(root / "weights", _stand_ins)
-    if images is None:
-        _once(root / "pictures", _draw)
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as beside:
+        drawing = beside.submit(storage.once, root / "pictures", scenes.draw) if images is None else None
+        storage.once(root / "weights", _stand_ins)
+        if drawing is not None:
+            _note("drawing 64 scenes")
+            drawing.result()
     train, serve = _train_recipe(root), _serve_recipe(root)
     for name, recipe in (("curate", curate), ("train", train), ("serve", serve)):
         _write(root / "recipes" / f"{name}.toml", recipe, verb=name)
@@ -208,19 +212,6 @@ def _stand_ins(folder: Path) -> None:
     data_standins.make(folder)
     _note("making prior, text encoder, decoder and vqgan in miniature")
     train_standins.make(folder)
-
-
-def _draw(folder: Path) -> None:
-    _note("drawing 64 scenes")
-    scenes.draw(folder, count=64)
-
-
-def _once(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a folder that is not whole yet; a kill in between leaves no marker, and it is made again."""
-    if storage.committed(path) is None:
-        path.mkdir(parents=True, exist_ok=True)
-        make(path)
-        storage.commit(path)
 
 
 def _free_port(wanted: int) -> int:

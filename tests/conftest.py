@@ -62,10 +62,37 @@ class Demo:
     err: str
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that look at the demo come last: it runs beside the others, and both cores are used."""
+    items.sort(key=_needs_demo)
+
+
+def _needs_demo(item: pytest.Item) -> bool:
+    return "demo" in getattr(item, "fixturenames", ())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def started_demo(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, "subprocess.Popen[str] | None"]]:
+    """`sote demo`, started with the first test if any test will look at it."""
+    folder = tmp_path_factory.mktemp("river")
+    if not any(map(_needs_demo, request.session.items)):
+        yield folder, None
+        return
+    command = [sys.executable, "-m", "sote.cluster.cli", "demo", "--out", str(folder / "demo")]
+    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+        running = subprocess.Popen(command, stdout=out, stderr=err, text=True)
+    yield folder, running
+    if running.poll() is None:
+        running.terminate()
+        running.wait(timeout=60)
+
+
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+def demo(started_demo: "tuple[Path, subprocess.Popen[str] | None]") -> Demo:
     """One demo as its user runs it. It takes minutes, so every test that needs a whole run looks at this one."""
-    run = tmp_path_factory.mktemp("river") / "demo"
-    command = [sys.executable, "-m", "sote.cluster.cli", "demo", "--out", str(run)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    return Demo(run, ended.returncode, ended.stdout, ended.stderr)
+    folder, running = started_demo
+    assert running is not None
+    code = running.wait(timeout=900)
+    return Demo(folder / "demo", code, (folder / "out").read_text(), (folder / "err").read_text())

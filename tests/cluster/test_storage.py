@@ -54,6 +54,20 @@ def test_a_file_counts_only_with_its_marker(tmp_path: Path) -> None:
     assert storage.committed(path) is None
 
 
+def test_a_folder_is_made_once_and_again_only_after_a_failure(tmp_path: Path) -> None:
+    made = []
+
+    def fails(folder: Path) -> None:
+        made.append(folder)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        storage.once(tmp_path / "a", fails)
+    storage.once(tmp_path / "a", made.append)
+    storage.once(tmp_path / "a", made.append)
+    assert made == [tmp_path / "a"] * 2
+
+
 def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
     table = pa.table({"a": [1, None], "b": ["x", "y"]})
     storage.write_table(tmp_path / "1", table)
