@@ -42,13 +42,11 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in models of curation and of training in one folder."""
-    from sote.data import standins as data_standins
-    from sote.train import standins as train_standins
+    """The stand-in models of training in one folder: prior/ and decoder/."""
+    from sote.train import standins
 
     folder = tmp_path_factory.mktemp("models")
-    data_standins.make(folder)
-    train_standins.make(folder)
+    standins.make(folder)
     return folder
 
 
