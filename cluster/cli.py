@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the run failed, 2 the user's input is wrong (one line on s
 Kind: wiring.
 """
 
+import errno
 import shlex
 import sys
 from enum import StrEnum
@@ -184,6 +185,12 @@ def main() -> None:
     except SoteError as error:
         print(f"sote: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename2 or error.filename or "the run folder"
+        print(f"sote: no space left for {where}: what is committed stays; free some and run again", file=sys.stderr)
+        sys.exit(SoteError.exit_code)
     except KeyboardInterrupt:
         print("sote: interrupted; the same command continues", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -161,6 +161,7 @@ def open_run(
     except OSError as error:
         raise RunFolderError(f"{folder.root}: run: cannot be made ({error.strerror}); name another one") from None
     with _held(folder.root / f".{verb}.lock", verb):
+        _sweep(folder)
         record = _start(folder, recipe, verb, command)
         code = 1
         try:
@@ -221,6 +222,14 @@ def _held(path: Path, verb: str) -> Iterator[None]:
                 f"{path.parent}: run: another `sote {verb}` is writing to it; wait for that one or stop it"
             ) from None
         yield
+
+
+def _sweep(folder: RunFolder) -> None:
+    """Take away the temporary files that killed processes left; those of living ones stay."""
+    for pattern in (".*.tmp", "rows/*/.*.tmp", "latents/*/.*.tmp"):
+        for path in folder.root.glob(pattern):
+            if not Path(f"/proc/{path.name.split('.')[-2]}").exists():
+                path.unlink(missing_ok=True)
 
 
 def _start(folder: RunFolder, recipe: recipes.Recipe, verb: str, command: str) -> dict[str, Any]:

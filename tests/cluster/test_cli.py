@@ -1,7 +1,11 @@
 """Bad input at the door: exit code 2, one line that names the thing and the mend, nothing overwritten."""
 
+import contextlib
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import Command
 
@@ -104,3 +108,22 @@ def test_a_demo_on_a_folder_that_is_not_there_is_refused(sote: Command, tmp_path
     assert code == 2
     assert str(tmp_path / "none") in one_line(error)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_said_in_one_line_and_is_no_fault_of_the_input(
+    sote: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "run.json").write_text('{"verbs": {}}')
+    # /dev/full answers every write with "no space left on device"
+    (tmp_path / "report.html").symlink_to("/dev/full")
+    monkeypatch.setattr("sote.cluster.storage.atomic", in_place)
+    code, _, error = sote("report", str(tmp_path))
+    assert code == 1
+    assert "no space left" in one_line(error)
+
+
+@contextlib.contextmanager
+def in_place(path: Path) -> Iterator[Path]:
+    """A write without a temporary file, so that the device behind the link is written to."""
+    yield path

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,19 @@ def test_a_file_counts_only_with_its_marker(tmp_path: Path) -> None:
     assert storage.committed(path) == {"rows": 1}
     path.unlink()
     assert storage.committed(path) is None
+
+
+def test_what_a_killed_process_left_half_written_is_taken_away_by_the_next(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead, alive = int(ended.stdout), os.getpid()
+    with open_run(Well(run=str(tmp_path)), verb="dig", command="c"):
+        pass
+    (tmp_path / "rows" / "tag").mkdir(parents=True)
+    for pid in (dead, alive):
+        (tmp_path / "rows" / "tag" / f".00000.parquet.{pid}.tmp").write_bytes(b"half")
+    with open_run(Well(run=str(tmp_path)), verb="dig", command="c"):
+        pass
+    assert [path.name for path in (tmp_path / "rows" / "tag").iterdir()] == [f".00000.parquet.{alive}.tmp"]
 
 
 def test_a_folder_is_made_once_and_again_only_after_a_failure(tmp_path: Path) -> None:
