@@ -9,6 +9,7 @@ Kind: wiring.
 """
 
 import json
+import struct
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import safetensors
 from ray.data import ActorPoolStrategy
 
 from sote.cluster import logs, session, storage, weights
@@ -33,6 +33,7 @@ from sote.data.shards import Late, Row, Work
 STAGE = "latents"
 FORMAT = "sote-latents-1"
 ENCODER_STRIDE = 32  # EfficientNet-V2-S features: 32 pixels a cell
+DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # the format's names
 READ_CPUS, MODEL_CPUS = 0.5, 1.0
 
 Batch = dict[str, Any]
@@ -191,6 +192,7 @@ def _commit(work: Work, part: LatentsPart, pieces: list[Batch], *, seconds: floa
     for piece in pieces:
         if piece["pieces"] < 0:
             _unpack(piece, rows, buckets[str(piece["bucket"])])
+    stale = set(work.folder.latents.glob(f"*/{shard:05d}.safetensors"))  # of an earlier recipe
     for bucket, members in buckets.items():
         members.sort(key=lambda member: member[0])
         name = f"{bucket}/{shard:05d}.safetensors"
@@ -205,13 +207,22 @@ def _commit(work: Work, part: LatentsPart, pieces: list[Batch], *, seconds: floa
                 "dtype": part.dtype,
                 "ids": json.dumps([ids[row] for row, _, _ in members]),
             }
-            data = np.frombuffer(b"".join(member[1] for member in members), np.uint8)
-            shape = [len(members), *members[0][2]]
-            tensor = safetensors.TensorSpec(
-                dtype=part.dtype, shape=shape, data_ptr=data.ctypes.data, data_len=data.nbytes
-            )
-            storage.write_bytes(work.folder.latents / name, bytes(safetensors.serialize({"latents": tensor}, facts)))
+            shape, data = [len(members), *members[0][2]], b"".join(member[1] for member in members)
+            written = work.folder.latents / name
+            storage.write_bytes(written, latent_file(data, dtype=part.dtype, shape=shape, facts=facts))
+            stale.discard(written)
+    for path in stale:
+        path.unlink()
     work.commit(STAGE, shard, shards.table_of(STAGE, rows), seconds=seconds)
+
+
+def latent_file(data: bytes, *, dtype: str, shape: list[int], facts: dict[str, str]) -> bytes:
+    """A safetensors file with the one tensor `latents`. The same content gives the same bytes, which the library's own
+    writer does not: it puts metadata in an order that changes from process to process."""
+    tensor = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [0, len(data)]}
+    header = json.dumps({"__metadata__": facts, "latents": tensor}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the format wants the data to begin at a multiple of eight
+    return struct.pack("<Q", len(header)) + header + data
 
 
 def _unpack(piece: Batch, rows: list[Row], members: list[tuple[int, bytes, list[int]]]) -> None:
