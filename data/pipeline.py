@@ -41,11 +41,15 @@ SCORES = ("aesthetic", "quality")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: the recipe tables that its rows depend on (besides earlier stages'), and the pass that makes them."""
+    """One stage: the recipe tables that its rows depend on, the stage that it follows from, the pass that makes them.
+
+    A stage follows from the one before it unless `after` names another.
+    """
 
     name: str
     parts: tuple[str, ...]
     run: Callable[[Work], None]
+    after: str | None = None
 
 
 def run(work_recipe: CurateRecipe, folder: RunFolder, *, address: str | None, redo_from: str | None = None) -> Count:
@@ -76,31 +80,41 @@ def digests(work_recipe: CurateRecipe) -> dict[str, str]:
     # a profile is a file that its owner may edit: its content counts, not its name
     dumped["caption"] |= {"profile": recipe.digest(load_profile(work_recipe.caption.profile))}
     found: dict[str, str] = {}
-    before = ""
     for stage in STAGES:
-        before = recipe.digest_of([before, {part: dumped[part] for part in stage.parts}])
-        found[stage.name] = before
+        before = [found[name] for name in _above(stage)[:1]]
+        found[stage.name] = recipe.digest_of([before, {part: dumped[part] for part in stage.parts}])
     return found
 
 
 def may_differ(redo_from: str | None) -> set[str]:
     """The recipe tables that may differ from the run's: `work`, and those of the stages that are done again."""
-    names = [stage.name for stage in STAGES]
-    redone = STAGES[names.index(redo_from) :] if redo_from else ()
-    kept = STAGES[: names.index(redo_from)] if redo_from else STAGES
-    return {"work"} | {part for stage in redone for part in stage.parts} - {
-        part for stage in kept for part in stage.parts
-    }
+    redone = _redone(redo_from)
+    free, fixed = (
+        {part for stage in STAGES if (stage in redone) == again for part in stage.parts} for again in (True, False)
+    )
+    return {"work"} | (free - fixed)
 
 
-def forget(work: Work, stage: str) -> None:
-    """Take back the commit markers of `stage` and of all stages after it."""
-    names = [each.name for each in STAGES]
-    for name in names[names.index(stage) :]:
-        for marker in (work.folder.root / "rows" / name).glob("*.done"):
+def forget(work: Work, redo_from: str) -> None:
+    """Take back the commit markers of a stage and of all that follow from it."""
+    for stage in _redone(redo_from):
+        for marker in (work.folder.root / "rows" / stage.name).glob("*.done"):
             marker.unlink()
-    if stage == "index":
+    if redo_from == "index":
         storage.marker(work.index_marker).unlink(missing_ok=True)
+
+
+def _redone(redo_from: str | None) -> list[Stage]:
+    """The stage that is done again, and those that follow from it."""
+    return [stage for stage in STAGES if redo_from in (stage.name, *_above(stage))]
+
+
+def _above(stage: Stage) -> list[str]:
+    """The stages that a stage follows from, the nearest first."""
+    names = [each.name for each in STAGES]
+    at = names.index(stage.name)
+    nearest = names.index(stage.after) if stage.after else at - 1
+    return [names[nearest], *_above(STAGES[nearest])] if nearest >= 0 else []
 
 
 def _index(work: Work) -> None:
@@ -135,7 +149,8 @@ def _duplicates(work: Work) -> None:
         seconds = (time.monotonic() - started) / max(work.shard_count(), 1)
         for shard, group in itertools.groupby(rows, key=lambda row: int(row["shard"])):
             members = list(group)
-            work.commit("duplicates", shard, shards.table_of("duplicates", members), seconds=seconds)
+            if not work.is_committed("duplicates", shard):
+                work.commit("duplicates", shard, shards.table_of("duplicates", members), seconds=seconds)
             advance(len(members))
 
 
@@ -168,7 +183,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("text", ("text",), pass_text.run),
     Stage("caption", ("caption",), pass_captions.run),
     Stage("select", ("select",), pass_captions.run),
-    Stage("latents", ("latents",), pass_latents.run),
+    Stage("latents", ("latents",), pass_latents.run, after="decode"),  # and from the picks: Work.digest
 )
 
 

@@ -21,6 +21,7 @@ import ray
 from sote.cluster import storage
 from sote.cluster.errors import SoteError
 from sote.cluster.logs import Metrics
+from sote.cluster.recipe import digest_of
 from sote.cluster.storage import RunFolder
 from sote.data import schema
 from sote.data.recipe import CurateRecipe
@@ -62,7 +63,17 @@ class Work:
 
     def is_committed(self, stage: str, shard: int) -> bool:
         facts = storage.committed(self.folder.rows(stage, shard))
-        return facts is not None and facts["digest"] == self.digests[stage]
+        if facts is None or (stage == "latents" and not self.is_committed("select", shard)):
+            return False
+        return bool(facts["digest"] == self.digest(stage, shard))
+
+    def digest(self, stage: str, shard: int) -> str:
+        """What the marker of a shard must carry. Latents hold for the rows that are picked, however they came to be:
+        new captions alone do not undo them."""
+        if stage != "latents":
+            return self.digests[stage]
+        picks = [row["select_repeat"] > 0 for row in self.read(shard, ("select_repeat",))]
+        return digest_of([self.digests[stage], picks])
 
     def rows_in(self, shard: int) -> int:
         return int(pq.read_metadata(self.folder.rows("index", shard)).num_rows)
@@ -90,7 +101,7 @@ class Work:
             "errors": dict(sorted(reasons[f"{stage}_error"].items())),
             "skips": dict(sorted(reasons[f"{stage}_skip"].items())),
         }
-        storage.commit(path, digest=self.digests[stage], **facts)
+        storage.commit(path, digest=self.digest(stage, shard), **facts)
         self.metrics.write(kind="stage", stage=stage, shard=shard, **facts)
 
 

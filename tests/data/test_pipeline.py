@@ -17,7 +17,7 @@ from sote.cluster import storage
 from sote.cluster.errors import RunFailed, RunFolderError, SourceError
 from sote.data import pipeline, schema
 from sote.data.catalogue import Count
-from sote.data.recipe import CaptionPart, CurateRecipe, Source, WorkPart
+from sote.data.recipe import CaptionPart, CurateRecipe, SelectPart, Source, WorkPart
 from tests.conftest import Demo
 
 
@@ -154,9 +154,10 @@ def test_a_stage_can_be_done_again_with_another_recipe_and_what_follows_with_it(
     new = recipe_of(demo, run=str(run), caption=CaptionPart(general_threshold=0.99, character_threshold=0.99))
     with pytest.raises(RunFolderError, match=r"caption\.character_threshold"):
         curate(new)
-    tags = {path: path.stat().st_mtime_ns for path in (run / "rows" / "tag").iterdir()}
+    kept = [*(run / "rows" / "tag").iterdir(), *(run / "latents").rglob("*.safetensors")]
+    before_it = {path: path.stat().st_mtime_ns for path in kept}
     curate(new, redo_from="caption")
-    assert {path: path.stat().st_mtime_ns for path in (run / "rows" / "tag").iterdir()} == tags
+    assert {path: path.stat().st_mtime_ns for path in kept} == before_it  # the same rows are picked
     before, after = (
         [row["caption"] or "" for row in pq.read_table(each / "catalogue.parquet").to_pylist()]
         for each in (demo.run, run)
@@ -185,5 +186,20 @@ def test_too_many_failures_end_the_run_with_the_reasons_counted(demo: Demo, tmp_
 
 def test_only_what_a_redone_stage_depends_on_may_differ() -> None:
     assert pipeline.may_differ(None) == {"work"}
-    assert pipeline.may_differ("caption") == {"work", "caption", "select", "latents"}
-    assert "sources" in pipeline.may_differ("index")
+    assert pipeline.may_differ("caption") == {"work", "caption", "select"}
+    assert pipeline.may_differ("latents") == {"work", "latents"}
+    assert pipeline.may_differ("score") == {"work", "score", "tag", "duplicates", "text", "caption", "select"}
+    assert pipeline.may_differ("index") == CurateRecipe.model_fields.keys() - {"run"}
+
+
+def test_other_picks_make_other_latents(demo: Demo, tmp_path: Path, local_ray: None) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(demo.run, run)
+    fewer = recipe_of(demo, run=str(run), select=SelectPart(min_aesthetic_score=0.5))
+    count = curate(fewer, redo_from="select")
+    assert 0 < count.picked < 55
+    rows = [row for row in pq.read_table(run / "catalogue.parquet").to_pylist() if row["latent_shard"]]
+    assert len(rows) == count.picked
+    assert {row["latent_shard"] for row in rows} == {
+        str(path.relative_to(run / "latents")) for path in (run / "latents").rglob("*.safetensors")
+    }
