@@ -112,7 +112,8 @@ def _row(source: Source, entry: Entry) -> dict[str, Any]:
         sidecar = sidecars.read(path) or sidecars.Sidecar()
     except sidecars.BrokenSidecar as error:
         return row | {"index_error": f"index: {error}"}
-    known = {name: getattr(sidecar, name) for name in ("date", "year", "artist", "characters", "series")}
+    known = {f"post_{name}": getattr(sidecar, name) for name in ("date", "characters", "series")}
+    known["artist"] = sidecar.artist
     if source.kind == "visual novel":
         known |= {"title": sidecar.title or source.title, "short_title": sidecar.short_title or source.short_title}
     return row | known

@@ -131,13 +131,17 @@ def _index(work: Work) -> None:
 def _duplicates(work: Work) -> None:
     """Find near-duplicates over all shards at once, then commit shard by shard."""
     started = time.monotonic()
-    columns = ("row", "id", "pixel_id", "phash", "thumb", "width", "height", "format", "bytes", "date")
+    columns = ("row", "id", "pixel_id", "phash", "thumb", "width", "height", "format", "bytes", "post_date")
+    inherited = ("post_characters", "post_series", "post_tags")
     scores = ("aesthetic_score", "quality_score", "index_error", "decode_error", "decode_skip", "index_skip")
     with logs.progress("duplicates", work.row_count()) as advance:
         rows: list[Row] = []
         for shard in range(work.shard_count()):
-            rows += [row | {"shard": shard} for row in work.read(shard, (*columns, *scores))]
+            rows += [row | {"shard": shard} for row in work.read(shard, (*columns, *inherited, *scores))]
         sound = [row for row in rows if row["phash"] is not None and not any(row[name] for name in scores[2:])]
+        for row in rows:
+            row |= {"date": row["post_date"], "characters": row["post_characters"], "series": row["post_series"]}
+            row |= {"sidecar_tags": row["post_tags"], "year": int(row["date"][:4]) if row["date"] else None}
         grouping = dedup.groups(_candidates(sound), part=work.recipe.duplicates)
         for at, row in enumerate(sound):
             if grouping.group[at] >= 0:
@@ -166,7 +170,7 @@ def _candidates(rows: list[Row]) -> dedup.Candidates:
         bytes=np.array([row["bytes"] for row in rows], dtype=np.int64),
         lossless=np.array([row["format"] in dedup.LOSSLESS for row in rows], dtype=np.bool_),
         score=np.array(score, dtype=np.float32).reshape(-1, len(SCORES)).sum(axis=1),
-        date=[row["date"] for row in rows],
+        date=[row["post_date"] for row in rows],
     )
 
 

@@ -94,14 +94,14 @@ def test_sidecars_fill_the_columns(tmp_path: Path) -> None:
     board = rows(source(tmp_path / "board", kind="image board"))
     pixiv = rows(source(tmp_path / "pixiv", kind="pixiv"))
     planned = {scenes.plan(0, number).year: scenes.plan(0, number) for number in range(3)}
-    assert {row["year"] for row in board[:1]} <= set(planned)
+    assert {int(row["post_date"][:4]) for row in board[:1]} <= set(planned)
     for row in pixiv:
         assert row["artist"] in scenes.ARTISTS
-        assert row["date"][:4] == str(row["year"])
+        assert row["post_date"][4] == "-"
     for row in board:
-        scene = planned[row["year"]]
-        assert row["characters"] == ([scene.character] if scene.character else [])
-        assert row["series"] == ([scene.series] if scene.series else [])
+        scene = planned[int(row["post_date"][:4])]
+        assert row["post_characters"] == ([scene.character] if scene.character else [])
+        assert row["post_series"] == ([scene.series] if scene.series else [])
         assert row["artist"] is None
         assert row["bytes"] == Path(row["uri"]).stat().st_size
 
