@@ -12,15 +12,24 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 SECONDS_BETWEEN_LINES = 5.0
-Advance = Callable[[int], None]
+REASONS_SHOWN = 3
+Reasons = Mapping[str, int]
+
+
+class Advance(Protocol):
+    """Says that `count` units more are done, and how many of them failed for which reason."""
+
+    def __call__(self, count: int, reasons: Reasons | None = None) -> None: ...
 
 
 def setup() -> None:
@@ -44,40 +53,96 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 @contextlib.contextmanager
 def progress(what: str, total: int, *, unit: str = "rows") -> Iterator[Advance]:
-    """Show how far `what` is of `total` units; yields the function that says that n more are done."""
+    """Show how far `what` is of `total` units, how fast, how long still, and what failed and why.
+
+    Yields the function that says that n more are done, and how many of them failed for which reason.
+    """
     console = Console(stderr=True)
+    tally = Tally(what, total, unit)
     if console.is_terminal:
-        columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description:<22}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rest]}"),
+        )
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda count: bar.advance(task, count)
+            task = bar.add_task(what, total=total, rest="")
+
+            def show(count: int, reasons: Reasons | None = None) -> None:
+                tally.add(count, reasons)
+                bar.update(task, advance=count, rest=tally.rest())
+
+            yield show
         return
-    lines = _Lines(what, total, unit)
+    lines = _Lines(tally)
     yield lines.advance
     lines.close()
+
+
+@dataclass
+class Tally:
+    """What is done of a piece of work since it began, and what of that failed."""
+
+    what: str
+    total: int
+    unit: str
+    done: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    start: float = field(default_factory=time.monotonic)
+
+    def add(self, count: int, reasons: Reasons | None) -> None:
+        self.done += count
+        self.reasons.update(reasons or {})
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return self.done / max(time.monotonic() - self.start, 1e-3)
+
+    def rest(self) -> str:
+        """Rate, time left, and the most frequent reasons of failure."""
+        left = (self.total - self.done) / self.rate if self.done else None
+        parts = [f"{self.rate:,.1f} {self.unit}/s"]
+        parts += [f"{_clock(left)} left"] if left is not None and self.done < self.total else []
+        return ", ".join(parts + self.failures())
+
+    def failures(self) -> list[str]:
+        if not self.reasons:
+            return []
+        often = self.reasons.most_common(REASONS_SHOWN)
+        more = f", and {len(self.reasons) - len(often)} more reasons" if len(self.reasons) > len(often) else ""
+        return [f"{self.reasons.total()} failed ({'; '.join(f'{reason} {count}' for reason, count in often)}{more})"]
 
 
 class _Lines:
     """Progress as plain lines, at most one every few seconds and one at the end."""
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
-        self.what, self.total, self.unit = what, total, unit
-        self.done = 0
-        self.start = self.last = time.monotonic()
+    def __init__(self, tally: Tally) -> None:
+        self.tally, self.last = tally, tally.start
 
-    def advance(self, count: int) -> None:
-        self.done += count
+    def advance(self, count: int, reasons: Reasons | None = None) -> None:
+        self.tally.add(count, reasons)
         moment = time.monotonic()
-        if moment - self.last >= SECONDS_BETWEEN_LINES and self.done < self.total:
+        if moment - self.last >= SECONDS_BETWEEN_LINES and self.tally.done < self.tally.total:
             self.last = moment
-            left = (moment - self.start) / max(self.done, 1) * (self.total - self.done)
-            self._say(f"{left:.0f} s left")
+            self._say(self.tally.rest())
 
     def close(self) -> None:
-        self._say(f"took {time.monotonic() - self.start:.1f} s")
+        took = f"took {time.monotonic() - self.tally.start:.1f} s"
+        self._say(", ".join([took, *self.tally.failures()]))
 
     def _say(self, rest: str) -> None:
-        print(f"  {self.what}: {self.done}/{self.total} {self.unit}, {rest}", file=sys.stderr, flush=True)
+        tally = self.tally
+        print(f"  {tally.what}: {tally.done}/{tally.total} {tally.unit}, {rest}", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    """12 s, 3 min, 2 h 05 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class Metrics:
@@ -86,14 +151,22 @@ class Metrics:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
+        if path.exists() and _cut(path):
             whole = path.read_bytes().rpartition(b"\n")[0]
-            os.truncate(path, len(whole) + 1 if whole else 0)  # a kill cut the last line
+            os.truncate(path, len(whole) + 1 if whole else 0)
 
     def write(self, **values: Any) -> None:
         """Append one line. Values are JSON values; names carry their unit."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3)} | values) + "\n")
+
+
+def _cut(path: Path) -> bool:
+    """Whether a kill cut the last line."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        return size > 0 and file.read(1) != b"\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,18 @@ def test_progress_outside_of_a_terminal_is_lines(capsys: pytest.CaptureFixture[s
         advance(2)
         advance(1)
     assert "dig: 3/3 metres" in capsys.readouterr().err
+
+
+def test_progress_says_what_failed_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    with logs.progress("dig", 9) as advance:
+        advance(4, {"dig: a stone": 2})
+        advance(5, {"dig: a stone": 1, "dig: water": 1})
+    assert "dig: 9/9 rows" in (said := capsys.readouterr().err)
+    assert "4 failed (dig: a stone 3; dig: water 1)" in said
+
+
+def test_a_tally_knows_its_rate_and_the_time_left() -> None:
+    tally = logs.Tally("dig", 100, "rows", start=time.monotonic() - 10)
+    tally.add(50, None)
+    assert tally.rate == pytest.approx(5, rel=0.01)
+    assert tally.rest() == "5.0 rows/s, 10 s left"
