@@ -127,11 +127,13 @@ def _hush() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def model_pool(*, cpus: float, gpus: float) -> tuple[float | None, float | None, int]:
-    """Shares of CPU and GPU for one model actor, and how many such actors: one for each GPU, or one without any.
+def model_pool(*, cpus: float, gpus: float = 1.0) -> tuple[float | None, float | None, int]:
+    """Shares of CPU and GPU for one model actor, and how many such actors: one for each accelerator of the cluster.
 
-    `cpus` is the share where the cluster has no GPU, `gpus` the share of one where it has.
+    All vendors' accelerators are Ray's resource "GPU"; a node without one joins the pool when it is started with
+    `--num-gpus=1 --labels accel=cpu`. A cluster without any has one actor for each node, with the share `cpus`.
     """
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    devices = int(resources.get("GPU", 0))
-    return (None, gpus, devices) if devices else (cpus, None, 1)
+    if devices := int(resources.get("GPU", 0)):
+        return None, gpus, devices
+    return cpus, None, sum(1 for name in resources if name.startswith("node:") and not name.endswith("head__"))

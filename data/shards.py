@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import ray
 
@@ -25,6 +26,8 @@ from sote.cluster.recipe import digest_of
 from sote.cluster.storage import RunFolder
 from sote.data import schema
 from sote.data.recipe import CurateRecipe
+
+pc: Any = pyarrow.compute  # its stubs lack overloads that are used here
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -72,8 +75,12 @@ class Work:
         new captions alone do not undo them."""
         if stage != "latents":
             return self.digests[stage]
-        picks = [row["select_repeat"] > 0 for row in self.read(shard, ("select_repeat",))]
-        return digest_of([self.digests[stage], picks])
+        rows = self.read(shard, ("select_repeat", "sets"))
+        picks = [row["select_repeat"] > 0 for row in rows]
+        part = self.recipe.latents
+        if part is None or part.vqgan is None:
+            return digest_of([self.digests[stage], picks])
+        return digest_of([self.digests[stage], picks, [part.vqgan_set in (row["sets"] or ()) for row in rows]])
 
     def rows_in(self, shard: int) -> int:
         return int(pq.read_metadata(self.folder.rows("index", shard)).num_rows)
@@ -82,14 +89,16 @@ class Work:
         """The rows of one shard with the named columns, each from the stage that writes it, in order of `row`."""
         return read_rows(self.folder, shard, columns)
 
-    def commit(self, stage: str, shard: int, table: pa.Table, *, seconds: float) -> None:
-        """Write one shard of a stage and its marker, and say so in the metrics.
+    def commit(self, stage: str, shard: int, table: pa.Table, *, seconds: float) -> dict[str, int]:
+        """Write one shard of a stage and its marker, and say so in the metrics. Returns how often each error stands
+        in it.
 
         Raises ValueError if the table is not one row for each row of the shard, in order: a stage never drops rows.
         """
         wanted = schema.written_by(stage)
         table = table.select(wanted.names).cast(wanted)
-        if table["row"].to_pylist() != list(range(self.rows_in(shard) if stage != "index" else table.num_rows)):
+        rows = self.rows_in(shard) if stage != "index" else table.num_rows
+        if not np.array_equal(table["row"].to_numpy(), np.arange(rows)):
             raise ValueError(f"stage {stage} shard {shard}: {table.num_rows} rows, not one for each row of the shard")
         reasons = reasons_in(table, stage)
         path = self.folder.rows(stage, shard)
@@ -103,6 +112,7 @@ class Work:
         }
         storage.commit(path, digest=self.digest(stage, shard), **facts)
         self.metrics.write(kind="stage", stage=stage, shard=shard, **facts)
+        return dict(reasons[f"{stage}_error"])
 
 
 def read_rows(folder: RunFolder, shard: int, columns: Iterable[str]) -> list[Row]:
@@ -200,10 +210,11 @@ def each(shards: Sequence[int]) -> ray.data.Dataset:
 
 def reasons_in(table: pa.Table, stage: str) -> dict[str, Counter[str]]:
     """How often each reason stands in the error and the skip column of a stage."""
-    names = (f"{stage}_error", f"{stage}_skip")
-    return {
-        name: Counter(reason for reason in table[name].to_pylist() if reason)
-        if name in table.column_names
-        else Counter()
-        for name in names
-    }
+    return {name: _counts(table, name) for name in (f"{stage}_error", f"{stage}_skip")}
+
+
+def _counts(table: pa.Table, name: str) -> Counter[str]:
+    if name not in table.column_names:
+        return Counter()
+    found = pc.value_counts(table[name].drop_null()).to_pylist()
+    return Counter({each["values"]: each["counts"] for each in found})
