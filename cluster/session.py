@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
+import ray.data
 
 from sote.cluster.errors import UserError
 
@@ -25,6 +26,7 @@ TRAIN_START_TIMEOUT_SECONDS = 240
 # ray/_private/node.py gives a local node 30 s to come up and then raises a bare Exception with these words
 SLOW_START = "timed out during startup"
 LOCAL_STARTS = 3
+ACTOR_STARTS = 3  # of a model's actor that dies while it loads
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         try:
             _init(address)
             _hush()
+            _be_patient()
             yield
         finally:
             ray.shutdown()
@@ -125,6 +128,14 @@ def _hush() -> None:
     """Keep Ray's libraries from writing progress and warnings to the user's terminal."""
     for name in ("ray", "ray.data", "ray.train", "ray.serve", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _be_patient() -> None:
+    """Waiting for a machine is no failure: Ray Data would end a run after half an hour without progress, and after the
+    first actor that dies while it loads its model, as one does that is killed."""
+    context = ray.data.DataContext.get_current()
+    context.execution_no_progress_timeout_s = -1
+    context.max_consecutive_actor_init_deaths = ACTOR_STARTS
 
 
 def model_pool(*, cpus: float, gpus: float = 1.0) -> tuple[float | None, float | None, int]:
