@@ -29,6 +29,7 @@ from sote.cluster.errors import SourceError
 from sote.train.recipe import BatchPart, LengthPart
 
 COLUMNS = ["id", "caption", "caption_tags", "pick", "repeat", "bucket", "latent_shard", "latent_offset"]
+SETS = "sets"
 SEPARATOR = ", "  # between the tags of a caption
 OPEN_FILES = 64  # latent files held open at a time
 
@@ -77,17 +78,23 @@ class Micro:
     seed: int
 
 
-def read_rows(curated: Path) -> Rows:
-    """Read the picked rows of a curate run. Rows are sorted by id: the order of curation does not matter.
+def read_rows(curated: Path, *, chosen: str | None = None) -> Rows:
+    """Read the picked rows of a curate run, or those of its set `chosen`, where each counts once. Rows are sorted by
+    id: the order of curation does not matter.
 
-    Raises SourceError: no catalogue, nothing picked, or picked rows without caption, bucket or latents.
+    Raises SourceError: no catalogue, nothing picked, no such set, or picked rows without caption, bucket or latents.
     """
     path = curated / "catalogue.parquet"
     if not path.is_file():
         raise SourceError(f"{curated}: data.curated: has no catalogue.parquet; run `sote curate` on it to the end")
-    table = pq.read_table(path, columns=COLUMNS, filters=pc.field("pick"))
+    columns = COLUMNS if chosen is None else [*COLUMNS, SETS]
+    if lacking := sorted(set(columns) - set(pq.read_schema(path).names)):
+        raise SourceError(f"{path}: data.curated: has no column {lacking[0]!r}; curate again")
+    table = pq.read_table(path, columns=columns, filters=pc.field("pick"))
     if not table.num_rows:
         raise SourceError(f"{path}: data.curated: not one row is picked; loosen the recipe's [select] and curate again")
+    if chosen is not None:
+        table = _members(path, table, chosen)
     for name in ("caption", "bucket", "latent_shard", "latent_offset"):
         if missing := table[name].null_count:
             raise SourceError(
@@ -107,6 +114,19 @@ def read_rows(curated: Path) -> Rows:
         bucket=pc.index_in(table["bucket"], pa.array(buckets)).to_numpy(),
         buckets=buckets,
     )
+
+
+def _members(path: Path, picked: pa.Table, chosen: str) -> pa.Table:
+    """The rows of one set, each once. Raises SourceError if it has none, naming the sets that have."""
+    sets = picked[SETS].combine_chunks()
+    names = pc.list_flatten(sets)
+    places = pc.filter(pc.list_parent_indices(sets), pc.equal(names, pa.scalar(chosen)))
+    if not len(places):
+        known = ", ".join(sorted(str(name) for name in names.unique().to_pylist())) or "none"
+        raise SourceError(f"{path}: data.set: no picked row is of the set {chosen!r}; sets with rows: {known}")
+    table = picked.take(places)
+    once = pa.array(np.ones(table.num_rows, dtype=np.int32))
+    return table.set_column(table.column_names.index("repeat"), "repeat", once)
 
 
 class Order:

@@ -62,7 +62,7 @@ def plan(recipe: TrainRecipe) -> Plan:
     folders.check_prior(prior, field="model.prior")
     _check_export(recipe.export)
     curated = Path(recipe.data.curated)
-    rows = batches.read_rows(curated)
+    rows = batches.read_rows(curated, chosen=recipe.data.set)
     facts = check_latents(rows, curated / "latents")
     channels = folders.config(prior / "prior").get("in_channels")
     if channels != facts.channels:

@@ -16,9 +16,13 @@ MAY_DIFFER = ("length", "workers", "checkpoint", "export")
 
 
 class DataPart(Part):
-    """What is trained on: the run folder of a `sote curate`."""
+    """What is trained on: the run folder of a `sote curate`, all that it picked, or one of its [select.sets].
+
+    Rows of a set are seen once in an epoch, however often the base run repeats them.
+    """
 
     curated: str = Field(min_length=1)
+    set: str | None = Field(default=None, min_length=1)
 
 
 class ModelPart(Part):

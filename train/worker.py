@@ -39,7 +39,7 @@ def train(
 def prepare(recipe: TrainRecipe, *, folder: RunFolder, origin: Origin) -> Training:
     """Load model, tokenizer and rows as the recipe has them."""
     curated = Path(recipe.data.curated)
-    rows = batches.read_rows(curated)
+    rows = batches.read_rows(curated, chosen=recipe.data.set)
     trains_text = recipe.optimizer.text_encoder_learning_rate is not None
     model = prior.load(recipe.model, train_text_encoder=trains_text)
     return Training(

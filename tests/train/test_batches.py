@@ -165,3 +165,34 @@ def test_a_catalogue_that_cannot_be_trained_on_is_refused(
 def test_a_folder_without_catalogue_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"has no catalogue\.parquet; run `sote curate`"):
         batches.read_rows(tmp_path)
+
+
+def _with_sets(curated: Path, folder: Path) -> Path:
+    """A copy of the catalogue in which rows 0 and 3, and one that is not picked, are of the set `final`."""
+    table = pq.read_table(curated / "catalogue.parquet")
+    rows = table.to_pylist()
+    for number, row in enumerate(rows):
+        row["sets"] = ["final"] if number in (0, 3) or not row["pick"] else ["decoder", "other"] if number == 5 else []
+    storage.write_table(folder / "catalogue.parquet", table.from_pylist(rows, schema=table.schema))
+    return folder
+
+
+def test_of_a_set_only_its_picked_rows_are_seen_and_each_once(curated: Path, tmp_path: Path) -> None:
+    folder = _with_sets(curated, tmp_path)
+    rows = batches.read_rows(folder, chosen="final")
+    assert rows.id.to_pylist() == [f"{number:064x}" for number in (0, 3)]
+    assert rows.repeat.tolist() == [1, 1]  # row 0 is repeated three times in the base run
+    assert rows.buckets == ("320x192",)
+    assert len(batches.read_rows(folder, chosen="other")) == 1
+    assert batches.read_rows(folder).repeat.tolist() == batches.read_rows(curated).repeat.tolist()
+
+
+def test_a_set_without_rows_is_refused_with_the_sets_that_have_some(curated: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"data\.set: .* 'fnal'; sets with rows: decoder, final, other"):
+        batches.read_rows(_with_sets(curated, tmp_path), chosen="fnal")
+    with pytest.raises(SourceError, match="sets with rows: none"):
+        batches.read_rows(curated, chosen="final")
+    table = pq.read_table(curated / "catalogue.parquet")
+    storage.write_table(tmp_path / "old" / "catalogue.parquet", table.drop_columns(["sets"]))
+    with pytest.raises(SourceError, match=r"has no column 'sets'; curate again"):
+        batches.read_rows(tmp_path / "old", chosen="final")
