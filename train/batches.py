@@ -102,7 +102,7 @@ def read_rows(curated: Path, *, chosen: str | None = None) -> Rows:
             )
     if pc.min(table["repeat"]).as_py() < 1:
         raise SourceError(f"{path}: column repeat: a picked row is repeated less than once; curate again")
-    table = table.sort_by("id")
+    table = _roomy(table).sort_by("id")
     buckets = tuple(sorted(str(name) for name in table["bucket"].unique().to_pylist()))
     return Rows(
         id=table["id"],
@@ -127,6 +127,13 @@ def _members(path: Path, picked: pa.Table, chosen: str) -> pa.Table:
     table = picked.take(places)
     once = pa.array(np.ones(table.num_rows, dtype=np.int32))
     return table.set_column(table.column_names.index("repeat"), "repeat", once)
+
+
+def _roomy(table: pa.Table) -> pa.Table:
+    """The table with 64-bit string offsets: sorting joins the chunks of a column, and six million captions are more
+    than the 2 GiB that 32-bit offsets reach."""
+    roomy = {"caption": pa.large_string(), "caption_tags": pa.large_list(pa.large_string())}
+    return table.cast(pa.schema([(field.name, roomy.get(field.name, field.type)) for field in table.schema]))
 
 
 class Order:
