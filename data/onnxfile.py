@@ -1,13 +1,14 @@
-"""The input of an ONNX graph, read without its weights.
+"""The inputs of an ONNX graph, read without its weights.
 
 A model file is one protobuf message and may hold hundreds of megabytes; the walk below skips from field to field in the
-mapped file and hands only the description of the first input to onnx. Field numbers: onnx/onnx.proto.
+mapped file and hands only the descriptions of the inputs to onnx. Field numbers: onnx/onnx.proto.
 
 Kind: pure, but for files.
 """
 
 import mmap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -15,25 +16,53 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from sote.cluster.errors import WeightsError
 
-GRAPH_OF_MODEL, INPUT_OF_GRAPH = 7, 11
+GRAPH_OF_MODEL, INITIALIZER_OF_GRAPH, INPUT_OF_GRAPH, NAME_OF_TENSOR = 7, 5, 11, 8
+FLOAT = 1  # onnx.TensorProto.FLOAT
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # protobuf wire types
 Buffer = mmap.mmap | bytes
 
 
-def input_shape(path: Path) -> list[int | str | None]:
-    """The shape of the graph's first input: an int where a size is fixed, else its name or None.
+@dataclass(frozen=True)
+class Input:
+    """One input. `type` is a number of onnx.TensorProto; `shape` has ints where sizes are fixed, else names or None."""
+
+    name: str
+    type: int
+    shape: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        kind = "float32" if self.type == FLOAT else str(onnx.TensorProto.DataType.Name(self.type)).lower()
+        return f"{kind} [{', '.join(str(size) for size in self.shape)}]"
+
+
+def inputs(path: Path) -> tuple[Input, ...]:
+    """The inputs of the graph, in its order, without the weights that old files list among them.
 
     Raises WeightsError if the file is not an ONNX model.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             graph = _field(data, 0, len(data), GRAPH_OF_MODEL)
-            start, end = _field(data, *graph, INPUT_OF_GRAPH)
-            value = onnx.ValueInfoProto.FromString(data[start:end])
+            parts = list(_fields(data, *graph))
+            weights = {
+                bytes(data[slice(*_field(data, start, end, NAME_OF_TENSOR))]).decode()
+                for field, start, end in parts
+                if field == INITIALIZER_OF_GRAPH
+            }
+            values = [
+                onnx.ValueInfoProto.FromString(data[start:end])
+                for field, start, end in parts
+                if field == INPUT_OF_GRAPH
+            ]
     except (ValueError, IndexError, OSError, DecodeError) as error:
         raise WeightsError(f"{path}: is not an ONNX model ({error})") from None
-    sizes = value.type.tensor_type.shape.dim
-    return [size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in sizes]
+    return tuple(_input(value) for value in values if value.name not in weights)
+
+
+def _input(value: onnx.ValueInfoProto) -> Input:
+    tensor = value.type.tensor_type
+    sizes = (size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in tensor.shape.dim)
+    return Input(value.name, tensor.elem_type, tuple(sizes))
 
 
 def _field(data: Buffer, start: int, end: int, number: int) -> tuple[int, int]:

@@ -1,45 +1,41 @@
-"""The tagger: pictures -> rating, general and character tags with probabilities, by ONNX Runtime.
+"""The tagger: pictures -> rating, general and character tags with probabilities.
 
 Reads: tagger_input. Writes: rating, tags (as `tags_json`), tag_error.
-A tagger folder holds model.onnx (float32 BGR 0..255 [B,S,S,3] in, probabilities [B,tags] out: the graph normalises and
-has its sigmoid inside) and selected_tags.csv (SmilingWolf's WD taggers, version 3). Shape suffixes: B rows of the
-batch, T tags, HWC height, width, colour.
+A tagger folder holds selected_tags.csv and the network in one of two layouts or both (SmilingWolf's WD taggers, version
+3): model.onnx for ONNX Runtime, config.json and model.safetensors for torch. Which engine runs it is a matter of the
+recipe and of the device that the worker has. Shape suffixes: B rows of the batch, T tags, HWC height, width, colour.
 
 Kind: actor.
 """
 
 import csv
-import ctypes
 import json
 import logging
-import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from sote.cluster.errors import WeightsError
-from sote.data import onnxfile
+from sote.cluster import devices
+from sote.cluster.devices import INSTALL, Device
+from sote.cluster.errors import RecipeError, RunFailed, WeightsError
+from sote.data import fitting, gate
+from sote.data.recipe import CurateRecipe, TagPart
 from sote.data.schema import RATINGS, TAG_FLOOR
 
-MODEL, LABELS = "model.onnx", "selected_tags.csv"
-# Danbooru's category numbers as selected_tags.csv has them; other categories are not used
+LABELS = "selected_tags.csv"
+MODEL = "model.onnx"
+TORCH_FILES = ("config.json", "model.safetensors")
+# Danbooru's category numbers as selected_tags.csv has them: general and character are used, 9 is the ratings' own
 RATING, CATEGORIES = 9, {0: "general", 4: "character"}
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-# what ONNX Runtime raises for a file that is no model, or none that it knows; anything else is the machine's failure
-NOT_A_MODEL = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoModel,
-    ort_errors.NotImplemented,
-)
+NOT_USED = {1: "artist", 3: "copyright", 5: "meta"}
+# Engines that compute in another dtype than float32 when they are asked to
+NARROW = ("torch", "tensorrt")
+# What one picture takes while a network of the family runs in float32 at 448 px: an estimate, see test of the bench.
+ROW_BYTES, ROW_SIDE = 200_000_000, 448
 
 log = logging.getLogger(__name__)
 
@@ -54,24 +50,59 @@ class Label:
     category: str | None
 
 
-class Tagger:
-    """The tagger in `folder`, ready to use. `engine` None takes CUDA where it works, else the CPU.
+class Engine(Protocol):
+    """A network on a device (engine_onnx.OnnxEngine, engine_timm.TimmEngine): uint8 BGR [B,S,S,3] -> float32 [B,T].
 
-    `threads` is how many threads one picture may use on the CPU; None takes every core this process may run on.
+    `dtype` is what it computes in; `fixed_rows` the only batch that it takes, if there is one; `wants_one_shape` says
+    that each other number of rows costs it a build; `is_reference` that it is what others are measured against.
+    """
+
+    name: str
+    dtype: str
+    side: int
+    model_bytes: int
+    fixed_rows: int | None
+    wants_one_shape: bool
+    is_reference: bool
+
+    def __call__(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]: ...
+
+    def reference(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What float32 says of the same pictures."""
+        ...
+
+
+class Tagger:
+    """The tagger in `folder`, ready to use on `device` (None: what this worker has), by the engine of `part`.
+
+    `rows` is the batch that will come (None: the recipe's default); `threads` is how many threads one batch may use on
+    the CPU (None: every core this process may run on). `facts` says for the run's record what runs here and how far it
+    is from float32.
     """
 
     def __init__(
-        self, folder: Path, *, engine: Literal["cuda", "cpu"] | None = None, threads: int | None = None
+        self,
+        folder: Path,
+        *,
+        part: TagPart = TagPart(),  # noqa: B008  frozen
+        device: Device | None = None,
+        rows: int | None = None,
+        threads: int | None = None,
     ) -> None:
-        model, labels = _files(folder)
-        self.labels = read_labels(labels)
-        engine = engine or ("cuda" if _cuda_devices() and PROVIDERS["cuda"] in ort.get_available_providers() else "cpu")
-        self._session = _session(model, engine=engine, threads=threads)
-        given, wanted = self._session.get_inputs()[0], self._session.get_outputs()[0]
-        self._input, self._output = given.name, wanted.name
-        self.side = _side(model, given.shape)
-        self._fixed_rows = given.shape[0] if isinstance(given.shape[0], int) else None
-        self._check_outputs(model, labels)
+        self.labels = read_labels(_file(folder, LABELS))
+        self.device = device or devices.here()
+        rows = rows or int(CurateRecipe.model_fields["slice_rows"].default)
+        self._engine = open_engine(folder, part=part, device=self.device, rows=rows, threads=threads)
+        self.side = self._engine.side
+        self._pieces = _pieces(self._engine, self.device, rows)
+        self._check_outputs(folder)
+        self.facts: dict[str, str | float] = {
+            "stage": "tag",
+            "device": self.device.name,
+            "engine": self._engine.name,
+            "dtype": self._engine.dtype,
+            "max_difference": self._measure(part.max_difference),
+        }
 
     def __call__(self, batch: Batch) -> Batch:
         """Batch with `tagger_input` uint8 BGR [B,S,S,3] and `sound` bool [B] -> the batch without the former, and with
@@ -98,18 +129,7 @@ class Tagger:
 
     def probabilities(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 BGR [B,S,S,3] -> float32 [B,T] in the order of the csv, as the model gives them."""
-        floats_BHWC = pixels_BHWC.astype(np.float32)
-        step = self._fixed_rows or len(floats_BHWC)
-        return np.concatenate(
-            [self._run(floats_BHWC[start : start + step], step) for start in range(0, len(floats_BHWC), step)]
-        )
-
-    def _run(self, pixels_BHWC: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
-        """Run one batch; a graph with a fixed batch gets it filled up with zeros."""
-        missing = rows - len(pixels_BHWC)
-        filled = np.concatenate([pixels_BHWC, np.zeros((missing, *pixels_BHWC.shape[1:]), np.float32)])
-        (probabilities_BT,) = self._session.run([self._output], {self._input: filled})
-        return np.asarray(probabilities_BT[: len(pixels_BHWC)], np.float32)
+        return self._pieces.run(self._engine, pixels_BHWC)
 
     def _tags_json(self, probabilities_T: NDArray[np.float32]) -> str:
         """Probabilities are written as the shortest decimal that is the same float32 again."""
@@ -121,25 +141,101 @@ class Tagger:
         ]
         return json.dumps(found, ensure_ascii=False)
 
-    def _check_outputs(self, model: Path, labels: Path) -> None:
+    def _check_outputs(self, folder: Path) -> None:
         """Run one grey picture: one output for each row of the csv, and probabilities, not logits."""
         grey_BHWC = np.full((1, self.side, self.side, 3), 128, np.uint8)
         probabilities_BT = self.probabilities(grey_BHWC)
         if probabilities_BT.ndim != 2 or probabilities_BT.shape[1] != len(self.labels):
             shape = probabilities_BT.shape[1:]
-            raise WeightsError(f"{labels}: has {len(self.labels)} rows, but {model} gives {shape} for a picture")
+            labels = folder / LABELS
+            raise WeightsError(f"{labels}: has {len(self.labels)} rows, but the model gives {shape} for a picture")
         if not ((probabilities_BT >= 0) & (probabilities_BT <= 1)).all():
-            raise WeightsError(f"{model}: gives numbers outside of 0..1, expected a graph with its sigmoid inside")
+            raise WeightsError(f"{folder}: gives numbers outside of 0..1, expected a graph with its sigmoid inside")
+
+    def _measure(self, limit: float) -> float:
+        """How far the engine is from float32 on the gate's sample; RunFailed above `limit`."""
+        if self._engine.is_reference:
+            return 0.0
+        pixels_BHWC = gate.sample(width=self.side, height=self.side)[..., ::-1]
+        what = f"tag: engine {self._engine.name} on {self.device.name} in {self._engine.dtype}"
+        found_BT, reference_BT = self.probabilities(pixels_BHWC), self._engine.reference(pixels_BHWC)
+        return gate.difference(found_BT, reference_BT, limit=limit, what=what)
 
 
 def input_side(folder: Path) -> int:
-    """The side in pixels of the square that the tagger takes; reads the head of the graph, not its weights."""
-    model, _ = _files(folder)
-    return _side(model, onnxfile.input_shape(model))
+    """The side in pixels of the square that the tagger takes; reads no weights."""
+    if (folder / MODEL).is_file():
+        from sote.data import engine_onnx
+
+        return engine_onnx.input_side(folder / MODEL)
+    if all((folder / name).is_file() for name in TORCH_FILES):
+        from sote.data import engine_timm
+
+        return engine_timm.input_side(folder)
+    raise WeightsError(f"{_lacks(folder)}")
+
+
+def open_engine(folder: Path, *, part: TagPart, device: Device, rows: int, threads: int | None = None) -> Engine:
+    """The engine that `part` and `device` mean, opened. RunFailed or RecipeError if it cannot run here."""
+    name = engine_name(folder, part=part, device=device)
+    if name == "torch":
+        from sote.data.engine_timm import TimmEngine
+
+        for file in TORCH_FILES:
+            _file(folder, file)
+        return TimmEngine(folder, device=device, dtype=part.dtype, compiled=part.compile)
+    from sote.data.engine_onnx import OnnxEngine
+
+    dtype = part.dtype if name in NARROW else "float32"
+    return OnnxEngine(_file(folder, MODEL), engine=name, device=device, dtype=dtype, rows=rows, threads=threads)
+
+
+def engine_name(folder: Path, *, part: TagPart, device: Device) -> str:
+    """The recipe's engine, or what "auto" means for the device and the files of the folder."""
+    if part.engine != "auto":
+        if part.dtype != "float32" and part.engine not in NARROW:
+            raise RecipeError(f"tag.dtype: engine {part.engine} computes in float32; for {part.dtype} name torch")
+        return part.engine
+    whole = {"torch"} if all((folder / name).is_file() for name in TORCH_FILES) else set()
+    offered = devices.offered_engines(device)
+    if (folder / MODEL).is_file():
+        whole |= set(offered) - {"torch"}
+    if not whole:
+        raise WeightsError(_lacks(folder))
+    wants_torch = part.compile or part.dtype != "float32"
+    found = devices.pick_engine(device, offered=whole.intersection(offered), prefer_torch=wants_torch)
+    if found is None:
+        missing = INSTALL[devices.ONNX_ENGINE[device.kind] if (folder / MODEL).is_file() else "torch"]
+        raise RunFailed(f"{folder}: no engine for {device.name} ({device.kind}) is installed: install {missing}")
+    return found
+
+
+def _pieces(engine: Engine, device: Device, rows: int) -> fitting.Pieces:
+    if engine.fixed_rows is not None:
+        return fitting.Pieces(engine.fixed_rows, fill=True, least=engine.fixed_rows)
+    row_bytes = ROW_BYTES * engine.side**2 // ROW_SIDE**2
+    most = fitting.first_rows(
+        rows, memory_bytes=device.memory_bytes, row_bytes=row_bytes, model_bytes=2 * engine.model_bytes
+    )
+    return fitting.Pieces(most, fill=engine.wants_one_shape)
+
+
+def _file(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise WeightsError(_lacks(folder, name))
+    return folder / name
+
+
+def _lacks(folder: Path, name: str = MODEL) -> str:
+    layouts = f"{LABELS} and {MODEL}, or {LABELS}, {' and '.join(TORCH_FILES)}"
+    return f"{folder / name}: no such file; a tagger is a folder with {layouts}"
 
 
 def read_labels(path: Path) -> tuple[Label, ...]:
-    """The rows of selected_tags.csv. Raises WeightsError if it is none, or if the ratings do not come first."""
+    """The rows of selected_tags.csv. Raises WeightsError if it is none, if the ratings do not come first, if a tag
+
+    stands there twice, or if a category is none of Danbooru's.
+    """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -150,50 +246,19 @@ def read_labels(path: Path) -> tuple[Label, ...]:
     ratings = tuple(name for name, category in labels if category == RATING)
     if ratings != RATINGS or any(category != RATING for _, category in labels[: len(RATINGS)]):
         raise WeightsError(f"{path}: expected the ratings {', '.join(RATINGS)} as its first rows (category {RATING})")
+    _refuse_unclear(path, labels)
     return tuple(Label(name, CATEGORIES.get(category)) for name, category in labels)
 
 
-def _files(folder: Path) -> tuple[Path, Path]:
-    for name in (MODEL, LABELS):
-        if not (folder / name).is_file():
-            raise WeightsError(f"{folder / name}: no such file; a tagger is a folder with {MODEL} and {LABELS}")
-    return folder / MODEL, folder / LABELS
-
-
-def _side(model: Path, shape: list[int | str | None]) -> int:
-    if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or not isinstance(shape[1], int):
-        shown = ", ".join(str(size) for size in shape)
-        raise WeightsError(f"{model}: takes [{shown}], expected [batch, side, side, 3] with a fixed side")
-    return shape[1]
-
-
-def _session(model: Path, *, engine: str, threads: int | None) -> ort.InferenceSession:
-    """Open the model on `engine`. A silent fall-back to another one is an error."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    if engine == "cuda":
-        import torch  # noqa: F401  its CUDA libraries are the ones that ONNX Runtime then finds
-    else:
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        options.inter_op_num_threads = 1
-        # other actors share the cores: threads that wait must not spin
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = ort.InferenceSession(model, options, providers=[PROVIDERS[engine]])
-    except NOT_A_MODEL as error:
-        first = " ".join(str(error).split())[:300]
-        raise WeightsError(f"{model}: cannot be opened by ONNX Runtime on {engine} ({first})") from None
-    if (found := session.get_providers()[0]) != PROVIDERS[engine]:
-        raise WeightsError(f"{model}: ONNX Runtime fell back from {engine} to {found}; its log says what it lacks")
-    log.info("tagger ready engine=%s model=%s", engine, model)
-    return session
-
-
-def _cuda_devices() -> int:
-    """How many CUDA devices this process may use, asked of the driver, so that a machine without one needs no torch."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+def _refuse_unclear(path: Path, labels: list[tuple[str, int]]) -> None:
+    """A name without a meaning of its own: none, one that two outputs share, or one of an unknown category."""
+    known = {RATING: "rating"} | CATEGORIES | NOT_USED
+    for number, (name, category) in enumerate(labels, start=2):  # line 1 has the columns' names
+        if category not in known:
+            shown = ", ".join(f"{each} {word}" for each, word in sorted(known.items()))
+            raise WeightsError(f"{path}: line {number}: category of {name!r} is {category}, expected one of {shown}")
+        if not name:
+            raise WeightsError(f"{path}: line {number}: has no name")
+    used = Counter(name for name, category in labels if category in CATEGORIES)
+    if twice := [name for name, count in used.items() if count > 1]:
+        raise WeightsError(f"{path}: {twice[0]!r} stands there {used[twice[0]]} times; one tag is one row")

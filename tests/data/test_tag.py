@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from sote.cluster.errors import WeightsError
-from sote.data import tag
+from sote.cluster import devices
+from sote.cluster.errors import RunFailed, WeightsError
+from sote.data.recipe import TagPart
 from sote.data.tag import Tagger, input_side
 
 SIDE = 8
@@ -140,7 +141,9 @@ def test_the_side_is_read_without_opening_the_model(tmp_path: Path) -> None:
 )
 def test_a_graph_of_another_layout_is_refused(tmp_path: Path, shape: tuple[Any, ...]) -> None:
     folder = write_tagger(tmp_path, shape=shape)
-    with pytest.raises(WeightsError, match=r"model\.onnx: takes \[n, .*expected \[batch, side, side, 3\]"):
+    with pytest.raises(
+        WeightsError, match=r"model\.onnx: takes float32 \[n, .*expected one float32 \[batch, side, side, 3\]"
+    ):
         input_side(folder)
     with pytest.raises(WeightsError, match=r"model\.onnx"):
         Tagger(folder, threads=1)
@@ -154,7 +157,7 @@ def test_a_graph_that_gives_logits_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (LABELS + "6,one_more,0,1\n", r"has 10 rows, but .*model\.onnx gives \(9,\)"),
+        (LABELS + "6,one_more,0,1\n", r"selected_tags\.csv: has 10 rows, but the model gives \(9,\)"),
         (HEADER + "1,solo,0,9\n" + RATINGS, "expected the ratings general, sensitive, questionable, explicit as its"),
         (LABELS.replace("general,9", "safe,9"), "expected the ratings"),
         ("name,count\nsolo,1\n", "expected columns tag_id,name,category,count"),
@@ -177,11 +180,15 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         (folder / "model.onnx").write_bytes(broken)
         with pytest.raises(WeightsError, match=r"model\.onnx: is not an ONNX model"):
             input_side(folder)
-        with pytest.raises(WeightsError, match=r"model\.onnx: cannot be opened by ONNX Runtime on cpu"):
-            Tagger(folder, engine="cpu")
+        with pytest.raises(WeightsError, match=r"model\.onnx: is not an ONNX model"):
+            Tagger(folder, part=TagPart(engine="cpu"))
 
 
-@pytest.mark.skipif(tag._cuda_devices() > 0, reason="this machine has a CUDA device")
-def test_cuda_asked_for_on_a_machine_without_it_is_an_error_and_no_fall_back(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="cuda"):
-        Tagger(write_tagger(tmp_path), engine="cuda")
+@pytest.mark.skipif(bool(devices.found()), reason="this machine has an accelerator")
+@pytest.mark.parametrize("engine", ["cuda", "tensorrt", "migraphx", "openvino"])
+def test_an_engine_that_is_not_there_is_an_error_in_one_line_and_no_fall_back(tmp_path: Path, engine: Any) -> None:
+    with pytest.raises(
+        RunFailed, match=rf"engine {engine} does not work on .*\(cpu\).*; install .*onnxruntime"
+    ) as raised:
+        Tagger(write_tagger(tmp_path), part=TagPart(engine=engine))
+    assert "\n" not in str(raised.value)
