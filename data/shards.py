@@ -19,7 +19,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import ray
 
-from sote.cluster import storage
+from sote.cluster import session, storage
 from sote.cluster.errors import SoteError
 from sote.cluster.logs import Metrics
 from sote.cluster.recipe import digest_of
@@ -206,6 +206,21 @@ def _ours(error: BaseException | None) -> SoteError | None:
 def each(shards: Sequence[int]) -> ray.data.Dataset:
     """A dataset with one row and one block for each shard: the unit of work of every pass."""
     return ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+
+
+def pooled(pieces: ray.data.Dataset, actor: type[Any], given: tuple[Any, ...], *, cpus: float) -> ray.data.Dataset:
+    """Pieces -> what `actor(*given)` makes of each: one actor for each accelerator of the cluster, whatever its make
+    (`session.model_pool`). An actor takes one piece at a time, when it is free, so that a slow device never holds the
+    end back by more than a piece."""
+    cpu_share, gpu_share, actors = session.model_pool(cpus=cpus)
+    return pieces.map_batches(
+        actor,
+        fn_constructor_args=given,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
+        num_cpus=cpu_share,
+        num_gpus=gpu_share,
+    )
 
 
 def reasons_in(table: pa.Table, stage: str) -> dict[str, Counter[str]]:
