@@ -1,132 +1,127 @@
-"""Sources -> rows: every file that lies there, with what its sidecar knows. Pictures are not opened here.
+"""Sources -> rows: every file that lies there, with what its sidecars know. Pictures are not opened here.
 
-Reads: the sources' folders. Writes: the columns of stage `index`.
+Reads: the sources' folders, tars and Parquet files. Writes: the columns of stage `index`.
 
-Kind: pure, but for reading folders and sidecars.
+Kind: pure, but for reading sources.
 """
 
-import os
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from pathlib import Path
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, islice
 from typing import Any
 
 import pyarrow as pa
 
 from sote.cluster.errors import SourceError
-from sote.data import sidecars
+from sote.data import index_files, index_folder, index_parquet, index_tar
+from sote.data.files import absolute, real
+from sote.data.index_row import Row
 from sote.data.recipe import Source
 from sote.data.schema import written_by
 
-# What lies beside pictures and belongs to them (facts: on-disk conventions of gallery-dl, kohya, Hugging Face).
-SIDECAR_SUFFIXES = {".json", ".jsonl", ".txt", ".caption"}
-# Names that pictures have. Whether one is a picture is told by its content, in stage decode; HEIC and JPEG XL are
-# pictures too, and refused there by name.
-PICTURE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".heic", ".heif", ".jxl"),
-}
+log = logging.getLogger(__name__)
 
-Entry = os.DirEntry[str]
+
+@dataclass(frozen=True)
+class Form:
+    """How one form of source is read. `ending` is that of its files, None where pictures are files themselves."""
+
+    rows: Callable[[Source], Iterator[Row]]
+    count: Callable[[Source], int]
+    ending: str | None
+
+
+FORMS = {
+    "folder": Form(index_folder.rows, index_folder.count, None),
+    "webdataset": Form(index_tar.rows, index_tar.count, index_tar.ENDING),
+    "parquet": Form(index_parquet.rows, index_parquet.count, index_parquet.ENDING),
+}
 
 
 def tables(sources: Sequence[Source], *, shard_rows: int) -> Iterator[pa.Table]:
     """One table for each shard, `shard_rows` rows each (the last may be shorter), in the order of sources and paths.
 
-    Every regular file is a row, but for hidden ones and sidecars. Raises SourceError, before the first table, for a
-    source that is no folder, cannot be read, or has no file in it; and on the way for a folder that is closed to us.
+    Every regular file is a row, but for hidden ones and sidecars. Raises SourceError, before the first table, for what
+    `check_all` finds; and on the way for a folder that is closed to us or a file about many pictures that is broken.
     """
-    for source in sources:
-        check(source)
+    check_all(sources)
     rows = (row for source in sources for row in _rows(source))
     schema = written_by("index")
     while shard := list(islice(rows, shard_rows)):
-        numbered = [{**row, "row": number} for number, row in enumerate(shard)]
-        yield pa.Table.from_pylist(numbered, schema=schema)
+        columns: dict[str, list[Any]] = {name: [row.get(name) for row in shard] for name in schema.names}
+        columns["row"] = list(range(len(shard)))
+        yield pa.table(columns, schema=schema)
+
+
+def check_all(sources: Sequence[Source]) -> None:
+    """Raise SourceError in one line for a source that cannot be used, and for files that two sources would list."""
+    for source in sources:
+        check(source)
+    for first, second in combinations(sources, 2):
+        _refuse_overlap(first, second)
 
 
 def check(source: Source) -> None:
-    """Raise SourceError in one line for a source that is no folder, cannot be read, or has no file in it."""
-    folder = Path(source.path)
-    if not folder.exists():
-        raise SourceError(f"source {source.name}: no such folder: {source.path}")
-    if not folder.is_dir():
-        raise SourceError(f"source {source.name}: {source.path} is a file, path must name the folder that it lies in")
-    if next(files(source), None) is None:
-        raise SourceError(f"source {source.name}: no file in {source.path}, path must name a folder with pictures")
+    """Raise SourceError in one line for a source that does not exist, cannot be read, or has no file in it."""
+    form = FORMS[source.form]
+    there = index_files.kind(source, path := absolute(source.path))
+    if form.ending is None:
+        if there is None:
+            raise SourceError(f"source {source.name}: no such folder: {source.path}")
+        if there == "file":
+            raise SourceError(f"source {source.name}: {source.path} is a file, {_for_file(path)}")
+    if next(form.rows(source), None) is None:
+        what = "pictures" if form.ending is None else f"{form.ending} files"
+        raise SourceError(f"source {source.name}: no file in {source.path}, path must name a folder with {what}")
+    if form.ending is not None and there == "folder" and not any(file.wanted for file in _files(source)):
+        raise SourceError(f"source {source.name}: no {form.ending} file in {source.path}, mend path or form")
 
 
-def files(source: Source) -> Iterator[Entry]:
-    """Every file of a source that becomes a row, in the order of their paths."""
-    return _files(source, Path(source.path).absolute())
+def count(source: Source) -> int:
+    """How many rows a source will give. Tars are read through (headers only), other sources listed."""
+    return FORMS[source.form].count(source)
 
 
-def _rows(source: Source) -> Iterator[dict[str, Any]]:
-    for entry in files(source):
-        yield _row(source, entry)
+def files(source: Source) -> Iterator[Row]:
+    """Every file of a source that becomes a row, in their order."""
+    return FORMS[source.form].rows(source)
 
 
-def _files(source: Source, folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Entry]:
-    """The files below `folder` in the order of their paths; memory holds one folder's names at each depth.
+def _rows(source: Source) -> Iterator[Row]:
+    shared = 0
+    for row in FORMS[source.form].rows(source):
+        shared += bool(row.get("shared_stem"))
+        yield row
+    if shared:
+        log.warning("pictures of one stem share their sidecars source=%s pictures=%d", source.name, shared)
 
-    Links are followed, but not to a folder that lies above (`above`: device and inode of those).
-    """
-    try:
-        here = folder.stat()
-        with os.scandir(folder) as found:
-            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise SourceError(f"source {source.name}: {folder} cannot be read ({error.strerror})") from None
-    if (here.st_dev, here.st_ino) in above:
+
+def _files(source: Source) -> Iterator[index_files.Found]:
+    return index_files.found(source, FORMS[source.form].ending or "")
+
+
+def _for_file(path: str) -> str:
+    for name, form in FORMS.items():
+        if form.ending is not None and path.endswith(form.ending):
+            return f'say form = "{name}"'
+    return "path must name the folder that it lies in"
+
+
+def _refuse_overlap(first: Source, second: Source) -> None:
+    here, there = (real(absolute(source.path)) for source in (first, second))
+    if here == there:
+        raise SourceError(f"source {second.name}: {second.path} is {first.path} of source {first.name}, list it once")
+    if first.form != second.form:
         return
-    for entry in entries:
-        if _is_folder(entry):
-            yield from _files(source, Path(entry.path), above | {(here.st_dev, here.st_ino)})
-        elif _is_file(entry) and Path(entry.name).suffix.lower() not in SIDECAR_SUFFIXES:
-            yield entry
-
-
-def _is_folder(entry: Entry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _is_file(entry: Entry) -> bool:
-    """Whether it is a regular file, or a link that leads nowhere: of that, stage decode says what is wrong."""
-    try:
-        return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
-    except OSError:
-        return True
-
-
-def _row(source: Source, entry: Entry) -> dict[str, Any]:
-    path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
-    row: dict[str, Any] = {"uri": _text(entry.path), "source": source.name, "bytes": _size(entry)}
-    if row["uri"] != entry.path:
-        return row | {"index_error": "index: file name is not UTF-8"}
-    if suffix not in PICTURE_SUFFIXES:
-        return row | {"index_skip": f"index: not a picture file ({suffix or 'no extension'})"}
-    try:
-        sidecar = sidecars.read(path) or sidecars.Sidecar()
-    except sidecars.BrokenSidecar as error:
-        return row | {"index_error": f"index: {error}"}
-    known = {f"post_{name}": getattr(sidecar, name) for name in ("date", "characters", "series")}
-    known["artist"] = sidecar.artist
-    if source.kind == "visual novel":
-        known |= {"title": sidecar.title or source.title, "short_title": sidecar.short_title or source.short_title}
-    return row | known
-
-
-def _text(name: str) -> str:
-    """A file name as text that can be stored: what is not UTF-8 in it becomes U+FFFD."""
-    return os.fsencode(name).decode("utf-8", errors="replace")
-
-
-def _size(entry: Entry) -> int | None:
-    """Size in bytes; None for a file that is gone since its folder was read."""
-    try:
-        return entry.stat().st_size
-    except OSError:
-        return None
+    if first.form == "folder":
+        for inner, outer, inside, around in ((second, first, there, here), (first, second, here, there)):
+            if inside.startswith(around.rstrip("/") + "/"):
+                raise SourceError(
+                    f"source {inner.name}: {inner.path} lies in {outer.path} of source {outer.name}, so that its files "
+                    "would be rows twice; name folders that lie apart"
+                )
+        return
+    listed = {real(file.uri) for file in _files(first)}
+    if twice := sorted(listed & {real(file.uri) for file in _files(second)}):
+        raise SourceError(f"source {second.name}: {twice[0]} is listed by source {first.name} too, list it once")

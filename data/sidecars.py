@@ -1,116 +1,68 @@
-"""The JSON that gallery-dl leaves beside a picture: date, artist, characters, series, titles.
+"""Which files beside a picture are its sidecars, and what they say together.
 
-Understood are Danbooru posts (as gallery-dl or the Danbooru API write them) and pixiv works; of any other JSON object,
-whatever of these fields it has.
+A picture `a.jpg` has, in the order of their word: `a.jpg.json`, `a.json` (gallery-dl, Danbooru's API, hydrus); the
+records of it in files about many pictures, of the nearest folder first; `a.jpg.txt`, `a.txt`, `a.jpg.caption`,
+`a.caption` (kohya, hydrus). Of date, artist and titles the first that knows it counts; characters, series and tags are
+all of them, each once. In a tar (WebDataset) the key's `a.json`, `a.txt` and `a.caption` belong to every picture of
+the key, which ends at the first dot.
 
-Kind: pure, but for reading the file.
+A picture that shares its stem with another of its folder takes of each sort the one that is named after it with its
+ending; only without that, the one of the stem, which then may be the other's.
+
+Kind: pure.
 """
 
-import datetime
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Container, Iterator, Mapping, Sequence
 
-# Of the post first, of the file last: facts of Danbooru (created_at), pixiv (create_date), gallery-dl (date).
-DATE_FIELDS = ("created_at", "create_date", "date")
+from sote.data import sidecar_json, sidecar_text
+from sote.data.sidecar_facts import BrokenSidecar, Sidecar, merged
+
+# What lies beside pictures and belongs to them (facts: on-disk conventions of gallery-dl, kohya, hydrus)
+PARSERS = {".json": sidecar_json.parse, ".txt": sidecar_text.parse, ".caption": sidecar_text.parse}
 
 
-class BrokenSidecar(ValueError):
-    """The JSON beside a picture cannot be used. The message is a reason that can be counted."""
+def beside(picture: str, listed: Container[str], *, shared: bool = False, key: str | None = None) -> list[str]:
+    """The names of the sidecars of `picture` (a name, or a path in a tar) among those `listed`, in their order."""
+    found = []
+    for suffix in PARSERS:
+        names = [name for name in _named(picture, suffix, key) if name in listed]
+        found += names[:1] if shared else names
+    return found
 
 
-@dataclass(frozen=True)
-class Sidecar:
-    """What is known of a post. Names keep their underscores; `date` is ISO as written, `year` its first four digits."""
-
-    date: str | None = None
-    year: int | None = None
-    artist: str | None = None
-    characters: tuple[str, ...] = ()
-    series: tuple[str, ...] = ()
-    title: str | None = None
-    short_title: str | None = None
-
-
-def candidates(picture: Path) -> Iterator[Path]:
-    """Where the sidecar of `picture` can lie: `<name>.<ext>.json` first, since two pictures can share a stem."""
-    yield picture.with_name(picture.name + ".json")
-    yield picture.with_suffix(".json")
-
-
-def read(picture: Path) -> Sidecar | None:
-    """The sidecar of `picture`, or None if it has none.
-
-    Raises BrokenSidecar where there is one that is not a JSON object, or whose tags are not names.
-    """
-    for path in candidates(picture):
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise BrokenSidecar(f"sidecar could not be read ({type(error).__name__})") from error
-        return parse(data)
-    return None
-
-
-def parse(data: bytes) -> Sidecar:
-    """The sidecar in `data` (JSON, UTF-8). Raises BrokenSidecar."""
+def parse(name: str, content: bytes | OSError) -> Sidecar | BrokenSidecar:
+    """What one sidecar says, or why it cannot be used."""
+    if isinstance(content, OSError):
+        return BrokenSidecar(f"sidecar could not be read ({type(content).__name__})")
     try:
-        post = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BrokenSidecar("sidecar is not valid JSON") from error
-    if not isinstance(post, dict):
-        raise BrokenSidecar("sidecar is not a JSON object")
-    date = _date(post)
-    return Sidecar(
-        date=date,
-        year=int(date[:4]) if date else None,
-        artist=_artist(post),
-        characters=_names(post, "character"),
-        series=_names(post, "copyright"),
-        title=_text(post, "title"),
-        short_title=_text(post, "short_title"),
-    )
+        return PARSERS[name[name.rfind(".") :]](content)
+    except BrokenSidecar as error:
+        return error
 
 
-def _date(post: dict[str, Any]) -> str | None:
-    """The first date field that begins with an ISO date; a year alone or a Unix time is none."""
-    for field in DATE_FIELDS:
-        value = _text(post, field)
-        if value is None:
-            continue
-        try:
-            datetime.date.fromisoformat(value[:10])
-        except ValueError:
-            continue
-        return value
-    return None
+def together(
+    names: Sequence[str], parsed: Mapping[str, Sidecar | BrokenSidecar], records: Sequence[Sidecar]
+) -> Sidecar:
+    """What the sidecars of these names say, and the records of files about many. Raises the first BrokenSidecar."""
+    facts: list[Sidecar] = []
+    texts: list[Sidecar] = []
+    for name in names:
+        sidecar = parsed[name]
+        if isinstance(sidecar, BrokenSidecar):
+            raise sidecar
+        (facts if name.endswith(".json") else texts).append(sidecar)
+    return merged([*facts, *records, *texts])
 
 
-def _artist(post: dict[str, Any]) -> str | None:
-    """pixiv: the display name, not the account. Danbooru's artist tags are not for captions."""
-    user = post.get("user")
-    return _text(user, "name") if isinstance(user, dict) else None
+def _named(picture: str, suffix: str, key: str | None) -> Iterator[str]:
+    yield picture + suffix
+    stem = stem_of(picture)
+    yield stem + suffix
+    if key is not None and key != stem:
+        yield key + suffix
 
 
-def _names(post: dict[str, Any], kind: str) -> tuple[str, ...]:
-    """gallery-dl's list `tags_<kind>`, or the API's `tag_string_<kind>` with spaces between."""
-    value = post.get(f"tags_{kind}")
-    if value is None:
-        value = post.get(f"tag_string_{kind}")
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        return tuple(value.split())
-    if isinstance(value, list) and all(isinstance(name, str) for name in value):
-        return tuple(value)
-    raise BrokenSidecar(f"sidecar field tags_{kind} is neither a list of names nor a string")
-
-
-def _text(post: dict[str, Any], field: str) -> str | None:
-    """The text of a field without space around it; None if there is none (a field of another type is not ours)."""
-    value = post.get(field)
-    return (value.strip() or None) if isinstance(value, str) else None
+def stem_of(name: str) -> str:
+    """A name (or path) without its last ending."""
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot and stem and not stem.endswith("/") and "/" not in ending else name

@@ -37,7 +37,7 @@ def names(folder: Path, *sources: Source) -> list[str]:
 
 def test_every_file_is_a_row_but_hidden_ones_and_sidecars(tmp_path: Path) -> None:
     kept = ["a.jpg", "b.PNG", "deep/er/c.webp", "movie.mp4", "noname"]
-    write(tmp_path, [*kept, ".hidden.jpg", ".git/x.jpg", "a.jpg.json", "b.txt", "deep/c.caption", "m.JSONL"])
+    write(tmp_path, [*kept, ".hidden.jpg", ".git/x.jpg", "a.jpg.json", "b.txt", "deep/c.caption"])
     assert names(tmp_path) == kept
 
 
