@@ -5,7 +5,11 @@ All errors are WeightsError, one line that names the file, what it holds and wha
 Kind: actor.
 """
 
+import contextlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,42 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sote.cluster.errors import WeightsError
+from sote.cluster import devices
+from sote.cluster.devices import Device
+from sote.cluster.errors import RunFailed, WeightsError
 
 
-def pick_device(device: str | None) -> torch.device:
-    """`device` if it is named, else CUDA (or ROCm, which torch calls cuda) if there is one, else the CPU."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def pick_device(device: Device | str | None) -> torch.device:
+    """`device` as torch names it; None is what this worker may use (NVIDIA, AMD, Intel or the CPU)."""
+    device = devices.here() if device is None else device
+    return torch.device(device if isinstance(device, str) else device.torch_name)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inside, float32 is IEEE's: no TF32, which cuDNN's convolutions otherwise take, and cuBLAS's products do not."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@contextlib.contextmanager
+def compiled(modules: dict[str, Any], device: torch.device, *, field: str) -> Iterator[None]:
+    """Replace each module by torch.compile's, for batches of any size. Compiling itself happens at their first call,
+
+    which belongs inside the block. Where that cannot be, it ends with RunFailed that names the recipe's `field`.
+    """
+    compiler = os.environ.get("CXX", "g++")  # what torch takes (torch/_inductor/config.py, cpp.cxx)
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise RunFailed(f"{field}: torch.compile needs a C++ compiler, there is no {compiler}; set compile = false")
+    from torch._dynamo.exc import TorchDynamoException  # five seconds to import
+
+    for name, module in modules.items():
+        modules[name] = torch.compile(module, dynamic=True)
+    try:
+        yield
+    except TorchDynamoException as error:
+        why = one_line(error).partition(" Set TORCHDYNAMO_VERBOSE")[0]
+        raise RunFailed(f"{field}: torch.compile does not work on {device} ({why}); set compile = false") from None
 
 
 def needed(folder: Path, *names: str) -> tuple[Path, ...]:

@@ -1,97 +1,84 @@
 """The two scorers: aesthetic (a ViT over the whole, squashed picture) and quality (CLIP features and a small head).
 
 Reads: aesthetic_input, quality_input. Writes: aesthetic_score, aesthetic_logit, quality_score, quality_logit,
-score_error. Both compute in float32: scores saturate near 1, where 16-bit numbers cannot tell them apart.
-Shape suffixes: B rows of the batch, F features, L labels, HWC height, width, colour (uint8 RGB), CHW the same as float.
+score_error. The image towers compute in the recipe's dtype. What follows them (the ViT's classifier, each row's norm,
+the head, softmax and sigmoid) is float32 always: scores saturate near 1, where 16-bit numbers cannot tell them apart.
+float32 is IEEE's on every device: TF32, which rounds to ten bits and which cuDNN takes by itself, is off.
+Shape suffixes: B rows of the batch, F features, L labels, T tokens, HWC height, width, colour (uint8 RGB).
 
 Kind: actor.
 """
 
-import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from numpy.typing import NDArray
-from open_clip.transformer import QuickGELU
-from safetensors import SafetensorError
-from torch import nn
-from transformers import ViTForImageClassification
-from transformers.utils import logging as transformers_logging
 
-from sote.cluster.errors import WeightsError
-from sote.data.pretrained import (
-    check_loaded,
-    check_tensors,
-    needed,
-    one_line,
-    pick_device,
-    read_json,
-    read_safetensors,
+from sote.cluster.devices import Device
+from sote.data import gate
+from sote.data.fitting import Pieces
+from sote.data.pretrained import compiled, exact_float32, pick_device
+from sote.data.recipe import ScorePart
+from sote.data.score_files import CLIP_FILES as CLIP_FILES
+from sote.data.score_files import CLIP_MEAN as CLIP_MEAN
+from sote.data.score_files import CLIP_STD as CLIP_STD
+from sote.data.score_files import HEAD_FILE as HEAD_FILE
+from sote.data.score_files import Preparation as Preparation
+from sote.data.score_files import QualityHead as QualityHead
+from sote.data.score_files import (
+    aesthetic_preparation,
+    load_head,
+    load_tower,
+    load_vit,
+    quality_preparation,
 )
+from sote.data.score_files import aesthetic_size as aesthetic_size
+from sote.data.score_files import quality_side as quality_side
 
-AESTHETIC_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")  # layout of timm/vit_base_patch32_clip_224.openai
-HEAD_FILE = "aes-B32-v0.pth"  # hakurei/waifu-diffusion-v1-4, models/
-GOOD = "hq"  # the label of aesthetic-shadow-v2 whose probability is the score
-BILINEAR = 2  # PIL's number, as preprocessor_config.json has it
-# CLIP's own (openai/CLIP, clip.py), for a folder whose config has no preprocess_cfg
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# What transformers, open_clip and torch raise for files that do not fit what their config says
-UNFIT = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+MODELS = ("aesthetic", "quality")
+WHOLE = 1 << 16  # rows: more than any slice has, so that a slice runs whole until memory runs out
+AS_PUBLISHED = ScorePart()
 
 Batch = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """How a model wants its uint8 picture of `width` x `height`: pixels * scale, less mean, by std."""
-
-    width: int
-    height: int
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, pixels_BHWC: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
-        """uint8 RGB [B,H,W,3] -> float32 [B,3,H,W] on `device`."""
-        pixels_BCHW = torch.from_numpy(np.ascontiguousarray(pixels_BHWC)).to(device).permute(0, 3, 1, 2).float()
-        mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (self.mean, self.std))
-        return (pixels_BCHW * self.scale - mean) / std
-
-
-class QualityHead(nn.Module):
-    """Features with norm 1 -> logit: three layers with ReLU between (waifu-diffusion's Classifier; sigmoid outside)."""
-
-    def __init__(self, features: int, first: int, second: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(features, first)
-        self.fc2 = nn.Linear(first, second)
-        self.fc3 = nn.Linear(second, 1)
-
-    def forward(self, features_BF: torch.Tensor) -> torch.Tensor:
-        hidden = torch.relu(self.fc2(torch.relu(self.fc1(features_BF))))
-        logits_B: torch.Tensor = self.fc3(hidden).squeeze(1)
-        return logits_B
-
-
 class Scorer:
-    """Both scorers, ready to use: two folders, and the head as a file or a folder that holds aes-B32-v0.pth."""
+    """Both scorers, ready to use: two folders, and the head as a file or a folder that holds aes-B32-v0.pth.
 
-    def __init__(self, aesthetic: Path, quality_clip: Path, quality_head: Path, *, device: str | None = None) -> None:
+    `facts` say where and in what numbers it computes, and how far the scores of a fixed sample lie from those of plain
+    float32 on the same device. Raises WeightsError for files that do not fit, and RunFailed where the difference is
+    above `part.max_difference` or the towers cannot be compiled.
+    """
+
+    def __init__(
+        self,
+        aesthetic: Path,
+        quality_clip: Path,
+        quality_head: Path,
+        *,
+        part: ScorePart = AS_PUBLISHED,
+        device: Device | str | None = None,
+    ) -> None:
         self.device = pick_device(device)
-        self._aesthetic_preparation = aesthetic_preparation(aesthetic)
-        self._quality_preparation = quality_preparation(quality_clip)
-        vit, self._good = _load_vit(aesthetic)
-        tower, features = _load_tower(quality_clip)
-        head = _load_head(quality_head, features=features)
-        self._vit, self._tower, self._head = (
-            module.eval().requires_grad_(False).to(self.device) for module in (vit, tower, head)
-        )
+        self._prepare = {"aesthetic": aesthetic_preparation(aesthetic), "quality": quality_preparation(quality_clip)}
+        vit, self._good = load_vit(aesthetic)
+        tower, features = load_tower(quality_clip)
+        head = load_head(quality_head, features=features)
+        for module in (vit, tower, head):
+            module.eval().requires_grad_(False).to(self.device)
+        self._classifier, self._head = vit.classifier, head
+        self._towers: dict[str, Any] = {"aesthetic": vit.vit, "quality": tower}
+        self._dtype = torch.float32
+        self._pieces = {name: Pieces(WHOLE) for name in MODELS}
+        self.facts: dict[str, str | float] = {
+            "stage": "score",
+            "device": str(self.device),
+            "dtype": part.dtype,
+            "compile": part.compile,
+            "max_difference": self._changed_to(part),
+        }
 
     def __call__(self, batch: Batch) -> Batch:
         """Batch with `aesthetic_input`, `quality_input` (uint8 RGB [B,H,W,3]) and `sound` bool [B] -> the batch
@@ -101,16 +88,14 @@ class Scorer:
         """
         out = {name: values for name, values in batch.items() if name not in ("aesthetic_input", "quality_input")}
         sound = batch["sound"].astype(bool)
-        names = ("aesthetic", "quality")
-        logits = {name: np.full(len(sound), np.nan, np.float32) for name in names}
+        logits = {name: np.full(len(sound), np.nan, np.float32) for name in MODELS}
         if sound.any():
-            logits["aesthetic"] = self.aesthetic_logits(batch["aesthetic_input"])
-            logits["quality"] = self.quality_logits(batch["quality_input"])
+            logits = self._logits(batch["aesthetic_input"], batch["quality_input"])
         finite = np.isfinite(logits["aesthetic"]) & np.isfinite(logits["quality"])
-        for name in names:
+        for name in MODELS:
             logits_B = np.where(sound & finite, logits[name], np.float32("nan"))
             out[f"{name}_logit"] = logits_B
-            out[f"{name}_score"] = torch.sigmoid(torch.from_numpy(logits_B)).numpy()
+            out[f"{name}_score"] = _sigmoid(logits_B)
         out["score_error"] = np.full(len(sound), None, object)
         out["score_error"][sound & ~finite] = "score: not finite"
         return out
@@ -118,134 +103,51 @@ class Scorer:
     @torch.inference_mode()
     def aesthetic_logits(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """logit(hq) - logit(lq) [B]; its sigmoid is the softmax probability of hq."""
-        logits_BL = self._vit(pixel_values=self._aesthetic_preparation(pixels_BHWC, self.device)).logits
-        return _numbers(logits_BL[:, self._good] - logits_BL[:, 1 - self._good])
+        with exact_float32():
+            tokens_BTF = self._towers["aesthetic"](self._pixels("aesthetic", pixels_BHWC)).last_hidden_state
+            logits_BL = self._classifier(tokens_BTF[:, 0].float())
+            return _numbers(logits_BL[:, self._good] - logits_BL[:, 1 - self._good])
 
     @torch.inference_mode()
     def quality_logits(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logit [B] of the head on image features that each have norm 1: per row, not over the batch."""
-        features_BF = self._tower(self._quality_preparation(pixels_BHWC, self.device))
-        return _numbers(self._head(features_BF / features_BF.norm(dim=1, keepdim=True)))
+        with exact_float32():
+            features_BF = self._towers["quality"](self._pixels("quality", pixels_BHWC)).float()
+            return _numbers(self._head(features_BF / features_BF.norm(dim=1, keepdim=True)))
+
+    def _logits(self, aesthetic_BHWC: NDArray[np.uint8], quality_BHWC: NDArray[np.uint8]) -> Batch:
+        return {
+            "aesthetic": self._pieces["aesthetic"].run(self.aesthetic_logits, aesthetic_BHWC),
+            "quality": self._pieces["quality"].run(self.quality_logits, quality_BHWC),
+        }
+
+    def _pixels(self, model: str, pixels_BHWC: NDArray[np.uint8]) -> torch.Tensor:
+        return self._prepare[model](pixels_BHWC, self.device).to(self._dtype)
+
+    def _changed_to(self, part: ScorePart) -> float:
+        """Bring the towers to the recipe's dtype and compile them; the largest difference of the sample's scores."""
+        if part.dtype == "float32" and not part.compile:
+            return 0.0
+        exact = self._sample_scores()
+        self._dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[part.dtype]
+        for name in MODELS:
+            self._towers[name] = self._towers[name].to(self._dtype)
+        if part.compile:
+            with compiled(self._towers, self.device, field="score.compile"):
+                found = self._sample_scores()
+        else:
+            found = self._sample_scores()
+        what = f"score: {part.dtype}{' compiled' if part.compile else ''} on {self.device}"
+        return gate.difference(found, exact, limit=part.max_difference, what=what)
+
+    def _sample_scores(self) -> NDArray[np.float32]:
+        aesthetic, quality = (gate.sample(width=each.width, height=each.height) for each in self._prepare.values())
+        return np.stack([_sigmoid(logits_B) for logits_B in self._logits(aesthetic, quality).values()])
 
 
-def aesthetic_size(folder: Path) -> tuple[int, int]:
-    """(width, height) in pixels that the aesthetic model takes; reads no weights."""
-    preparation = aesthetic_preparation(folder)
-    return preparation.width, preparation.height
-
-
-def quality_side(folder: Path) -> int:
-    """Side in pixels of the square that the quality model takes; reads no weights."""
-    return quality_preparation(folder).width
-
-
-def aesthetic_preparation(folder: Path) -> Preparation:
-    """Read preprocessor_config.json and the size in config.json of a ViT classifier's folder."""
-    config_path, path, _ = needed(folder, *AESTHETIC_FILES)
-    config = read_json(path)
-    width, height = _pair(read_json(config_path).get("image_size"), config_path, "image_size")
-    size = config.get("size")
-    wanted = (size.get("width"), size.get("height")) if isinstance(size, dict) else (size, size)
-    if wanted != (width, height):
-        raise WeightsError(f"{path}: size is {size}, expected {width}x{height}, the image_size of {config_path.name}")
-    if config.get("resample", BILINEAR) != BILINEAR:
-        raise WeightsError(f"{path}: resample is {config['resample']}, pictures are resized with {BILINEAR} (bilinear)")
-    scale = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
-    if not config.get("do_normalize", True):
-        return Preparation(width, height, scale, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    mean, std = (_three(config.get(name), path, name) for name in ("image_mean", "image_std"))
-    return Preparation(width, height, scale, mean, std)
-
-
-def quality_preparation(folder: Path) -> Preparation:
-    """Read open_clip_config.json."""
-    path, _ = needed(folder, *CLIP_FILES)
-    config = read_json(path)
-    vision = config.get("model_cfg", {}).get("vision_cfg", {})
-    width, height = _pair(vision.get("image_size"), path, "model_cfg.vision_cfg.image_size")
-    if width != height:
-        raise WeightsError(f"{path}: image_size is {width}x{height}, expected a square")
-    prepare = config.get("preprocess_cfg", {})
-    for name, wanted in (("interpolation", "bicubic"), ("resize_mode", "shortest")):
-        if prepare.get(name, wanted) != wanted:
-            raise WeightsError(f"{path}: {name} is {prepare[name]!r}, pictures are prepared with {wanted!r}")
-    mean = _three(prepare.get("mean", CLIP_MEAN), path, "mean")
-    return Preparation(width, height, 1 / 255, mean, _three(prepare.get("std", CLIP_STD), path, "std"))
-
-
-def _load_vit(folder: Path) -> tuple[nn.Module, int]:
-    """The classifier and the index of its label `hq`."""
-    config, *_ = needed(folder, *AESTHETIC_FILES)
-    labels = {int(index): name for index, name in read_json(config).get("id2label", {}).items()}
-    if len(labels) != 2 or sorted(labels) != [0, 1] or GOOD not in labels.values():
-        raise WeightsError(f"{config}: id2label is {labels}, expected two labels of which one is {GOOD!r}")
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the run has its own
-    try:
-        loaded: Any = ViTForImageClassification.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-        model, report = loaded
-    except UNFIT as error:
-        raise WeightsError(f"{folder}: is not a ViTForImageClassification folder ({one_line(error)})") from None
-    check_loaded(folder, report)
-    return model, next(index for index, name in labels.items() if name == GOOD)
-
-
-def _load_tower(folder: Path) -> tuple[nn.Module, int]:
-    """CLIP's image tower and the width of its features. OpenAI's weights need QuickGELU: plain GELU bends features."""
-    config, _ = needed(folder, *CLIP_FILES)
-    if read_json(config).get("model_cfg", {}).get("quick_gelu") is not True:
-        raise WeightsError(f"{config}: model_cfg.quick_gelu is not true, but the quality head is made for QuickGELU")
-    try:
-        model = open_clip.create_model(f"local-dir:{folder}", precision="fp32", device="cpu")
-    except UNFIT as error:
-        raise WeightsError(f"{folder}: is not an open_clip folder ({one_line(error)})") from None
-    tower = model.visual
-    if not any(isinstance(module, QuickGELU) for module in tower.modules()):
-        raise WeightsError(f"{folder}: its image tower has no QuickGELU; a plain open_clip ViT is expected")
-    return tower, int(tower.output_dim)
-
-
-def _load_head(path: Path, *, features: int) -> QualityHead:
-    """The head from a .pth (tensors only, no code is run) or a .safetensors; its widths are those in the file."""
-    file = path / HEAD_FILE if path.is_dir() else path
-    tensors = read_safetensors(file) if file.suffix == ".safetensors" else _read_pth(file)
-    try:
-        widths = tuple(int(tensors[f"{layer}.weight"].shape[0]) for layer in ("fc1", "fc2"))
-    except (KeyError, IndexError, AttributeError) as error:
-        raise WeightsError(f"{file}: is not the quality head: expected tensors fc1, fc2, fc3, lacks {error}") from None
-    head = QualityHead(features, *widths)
-    check_tensors(file, tensors, {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()})
-    head.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
-    return head
-
-
-def _read_pth(file: Path) -> dict[str, torch.Tensor]:
-    if not file.is_file():
-        raise WeightsError(f"{file}: no such file")
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise WeightsError(f"{file}: cannot be read as a file of tensors ({one_line(error)})") from None
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise WeightsError(f"{file}: should hold tensors by name, holds {type(tensors).__name__}")
-    return tensors
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(torch.sigmoid(torch.from_numpy(logits)).numpy(), np.float32)
 
 
 def _numbers(values_B: torch.Tensor) -> NDArray[np.float32]:
     return np.asarray(values_B.float().cpu().numpy(), np.float32)
-
-
-def _pair(value: object, path: Path, name: str) -> tuple[int, int]:
-    """(width, height) of a size written as one number or as [height, width]."""
-    if isinstance(value, int):
-        return value, value
-    if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(item, int) for item in value):
-        return value[1], value[0]
-    raise WeightsError(f"{path}: {name} is {value!r}, expected a number of pixels")
-
-
-def _three(value: object, path: Path, name: str) -> tuple[float, ...]:
-    if isinstance(value, Sequence) and len(value) == 3 and all(isinstance(item, int | float) for item in value):
-        return tuple(float(item) for item in value)
-    raise WeightsError(f"{path}: {name} is {value!r}, expected three numbers")

@@ -12,12 +12,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import ViTForImageClassification, ViTImageProcessorPil
+from transformers import CLIPImageProcessorPil, ViTForImageClassification, ViTImageProcessorPil
 
-from sote.cluster.errors import WeightsError
-from sote.data import painting, scenes, score, standins
+from sote.cluster.errors import RunFailed, WeightsError
+from sote.data import painting, scenes, score_files, standins
 from sote.data.inputs import aesthetic_input, quality_input
-from sote.data.score import HEAD_FILE, QualityHead, Scorer, aesthetic_size, quality_side
+from sote.data.recipe import ScorePart
+from sote.data.score import Scorer
+from sote.data.score_files import HEAD_FILE, QualityHead, aesthetic_size, quality_side
 
 Folders = dict[str, Path]
 
@@ -77,6 +79,23 @@ def test_the_aesthetic_score_is_what_transformers_own_preparation_and_softmax_gi
     np.testing.assert_allclose(ours, chances_BL[:, 0].numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(300, 181), (181, 300), (97, 333), (64, 64), (31, 40)])
+def test_both_inputs_are_what_transformers_own_processors_make(
+    models: Folders, images: list[Image.Image], size: tuple[int, int]
+) -> None:
+    image, cpu = images[0].resize(size), torch.device("cpu")
+    side = standins.QUALITY_SIDE
+    clip = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    theirs = clip(image, return_tensors="pt")["pixel_values"]
+    ours = score_files.quality_preparation(models["quality_clip"])(quality_input(image, side=side)[None], cpu)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    theirs = ViTImageProcessorPil.from_pretrained(models["aesthetic"])(image, return_tensors="pt")["pixel_values"]
+    width, height = aesthetic_size(models["aesthetic"])
+    squashed = aesthetic_input(image, width=width, height=height)
+    ours = score_files.aesthetic_preparation(models["aesthetic"])(squashed[None], cpu)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
 def test_the_quality_score_is_the_heads_formula_on_open_clips_own_features(
     scorer: Scorer, models: Folders, images: list[Image.Image]
 ) -> None:
@@ -95,13 +114,90 @@ def test_the_quality_score_is_the_heads_formula_on_open_clips_own_features(
         assert ours["quality_score"][at] == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-3)
 
 
-def test_a_batch_scores_like_its_rows_alone(scorer: Scorer, models: Folders, images: list[Image.Image]) -> None:
+@pytest.mark.parametrize("sound", [(1, 1, 1, 1, 1), (1, 0, 1, 0, 1), (0, 0, 0, 1, 0)])
+def test_a_batch_scores_like_its_rows_alone(
+    scorer: Scorer, models: Folders, images: list[Image.Image], sound: tuple[int, ...]
+) -> None:
     batch = batch_of(images, models)
+    batch["sound"] = np.array(sound, bool)
+    for name in ("aesthetic_input", "quality_input"):
+        batch[name][~batch["sound"]] = 0  # as the pass fills them up
     together = scorer(batch)
-    for at in range(len(images)):
+    for at in np.flatnonzero(sound):
         alone = scorer({name: values[at : at + 1] for name, values in batch.items()})
         for name in ("aesthetic_score", "quality_score"):
             assert alone[name][0] == pytest.approx(together[name][at], abs=1e-5)
+
+
+def test_features_have_norm_one_per_row_and_not_over_the_batch(
+    scorer: Scorer, models: Folders, images: list[Image.Image]
+) -> None:
+    # waifu-diffusion/aesthetic divides by the norm of the whole array, which is right for one row only
+    pixels = batch_of(images, models)["quality_input"]
+    tower, width = score_files.load_tower(models["quality_clip"])
+    head = score_files.load_head(models["quality_head"], features=width)
+    prepared = score_files.quality_preparation(models["quality_clip"])(pixels, torch.device("cpu"))
+    with torch.inference_mode():
+        features = tower.eval()(prepared)
+        per_row = head(features / features.norm(dim=1, keepdim=True)).numpy()
+        over_the_batch = head(features / features.norm()).numpy()
+    ours = scorer.quality_logits(pixels)
+    np.testing.assert_allclose(ours, per_row, atol=1e-4)
+    assert np.abs(ours - over_the_batch).min() > 0.1
+
+
+def test_bfloat16_towers_pass_the_gate_and_say_how_far_they_are_off(
+    scorer: Scorer, models: Folders, images: list[Image.Image]
+) -> None:
+    assert scorer.facts == {
+        "stage": "score",
+        "device": "cpu",
+        "dtype": "float32",
+        "compile": False,
+        "max_difference": 0.0,
+    }
+    narrow = Scorer(**models, part=ScorePart(dtype="bfloat16", max_difference=0.1), device="cpu")
+    assert narrow.facts["dtype"] == "bfloat16"
+    assert 0 < float(narrow.facts["max_difference"]) <= 0.1
+    batch = batch_of(images, models)
+    exact, rounded = scorer(batch), narrow(batch)
+    for name in ("aesthetic_score", "quality_score"):
+        assert rounded[name].dtype == np.float32
+        assert 0 < np.abs(rounded[name] - exact[name]).max() < 0.2
+
+
+def test_towers_too_far_from_float32_end_the_run_in_one_line(models: Folders) -> None:
+    part = ScorePart(dtype="bfloat16", max_difference=1e-9)
+    with pytest.raises(RunFailed, match=r"score: bfloat16 on cpu: differs by \S+ from float32 .* \(1e-09\)") as error:
+        Scorer(**models, part=part, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_compiling_without_a_compiler_ends_in_one_line(models: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.raises(RunFailed, match=r"score\.compile: torch\.compile needs a C\+\+ compiler, there is no /nowhere"):
+        Scorer(**models, part=ScorePart(compile=True), device="cpu")
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_halved_and_scores_the_same(
+    scorer: Scorer, models: Folders, images: list[Image.Image]
+) -> None:
+    class Small(Scorer):
+        """A device whose memory holds two rows of the aesthetic scorer."""
+
+        most = 0
+
+        def aesthetic_logits(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+            if len(pixels_BHWC) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self.most = max(self.most, len(pixels_BHWC))
+            return super().aesthetic_logits(pixels_BHWC)
+
+    small, batch = Small(**models, device="cpu"), batch_of(images, models)
+    exact, halved = scorer(batch), small(batch)
+    assert small.most == 2
+    for name in ("aesthetic_score", "quality_score"):
+        np.testing.assert_allclose(halved[name], exact[name], atol=1e-5)
 
 
 def test_the_score_follows_the_label_hq_wherever_it_stands(
@@ -236,7 +332,7 @@ def test_clip_without_quickgelu_is_refused(models: Folders, tmp_path: Path, quic
 
 
 def test_quickgelu_is_what_the_tower_computes_with(models: Folders) -> None:
-    tower, features = score._load_tower(models["quality_clip"])
+    tower, features = score_files.load_tower(models["quality_clip"])
     assert features == 64
     activations = {type(module).__name__ for module in tower.modules() if "GELU" in type(module).__name__}
     assert activations == {"QuickGELU"}
