@@ -14,16 +14,16 @@ import io
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.fft
 from PIL import Image, UnidentifiedImageError
 
+from sote.data import files, places
+from sote.data.hashes import phash, pixel_id, thumb, thumb_deviation
 from sote.data.inputs import WHITE, InputShapes, blank_inputs, model_inputs
 from sote.data.recipe import DecodePart
 
@@ -64,12 +64,12 @@ UPRIGHT = {  # EXIF orientation (tag 0x0112, EXIF 2.32 section 4.6.4 A) -> what 
     8: Image.Transpose.ROTATE_90,
 }
 ORIENTATION = 0x0112
+READ_BYTES = 1 << 20
+HEADER_BYTES = 1 << 26  # enough of a file to find its header in, but for a TIFF that has it at its end
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # I: Pillow's mode of 16-bit PGM
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
-HASH_SIDE = 16  # 16 x 16 = 256 bits
-HASH_PICTURE_SIDE = 64  # imagehash.phash: hash side x 4
-THUMB_SIDE = 16
+Data = bytes | memoryview
 
 _opening = threading.Lock()
 
@@ -111,7 +111,7 @@ class Refused(Exception):
         self.height = header.height if header else None
 
 
-def open_picture(data: bytes, rule: DecodePart) -> Picture:
+def open_picture(data: Data, rule: DecodePart) -> Picture:
     """The picture in `data`; the caller has held its length against `rule.max_file_bytes`.
 
     Raises Refused: before any pixel is decoded where the header is enough to tell.
@@ -132,36 +132,16 @@ def open_picture(data: bytes, rule: DecodePart) -> Picture:
     return Picture(upright, header.format, header.mode, header.frames, upright.width, upright.height)
 
 
-def opens(path: Path) -> bool:
-    """Whether the header of a file is a picture's; no pixel is decoded."""
+def opens(row: dict[str, Any]) -> bool:
+    """Whether what an index row names has the header of a picture; no pixel is decoded."""
+    if not isinstance(row, dict):
+        row = {"uri": str(row)}
     try:
-        with _header_only(), Image.open(path, formats=FORMATS) as image:
+        data = places.read(row["uri"], offset=row.get("offset"), bytes=row.get("bytes"), limit=HEADER_BYTES)
+        with _header_only(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return _header(image).width > 0
     except BROKEN:
         return False
-
-
-def phash(image: Image.Image) -> bytes:
-    """256-bit perceptual hash of an RGB picture, 32 bytes: bit for bit `imagehash.phash(image, hash_size=16)`.
-
-    Bits lie row by row of the DCT's low frequencies, the first in the highest bit of the first byte.
-    """
-    side = (HASH_PICTURE_SIDE, HASH_PICTURE_SIDE)
-    grey = np.asarray(image.convert("L").resize(side, Image.Resampling.LANCZOS), dtype=np.float64)
-    low = scipy.fft.dct(scipy.fft.dct(grey, axis=0), axis=1)[:HASH_SIDE, :HASH_SIDE]
-    return np.packbits(low > np.median(low)).tobytes()
-
-
-def thumb(image: Image.Image) -> bytes:
-    """16 x 16 RGB thumbnail of an RGB picture, each cell the mean of its part: 768 bytes, row by row."""
-    return image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BOX).tobytes()
-
-
-def pixel_id(image: Image.Image) -> str:
-    """sha256 over size and pixels of an RGB picture, 64 hex digits: equal for equal pictures in any lossless file."""
-    digest = hashlib.sha256(f"{image.width}x{image.height}\n".encode())
-    digest.update(image.tobytes())
-    return digest.hexdigest()
 
 
 def decode_row(row: dict[str, Any], *, rule: DecodePart, shapes: InputShapes) -> dict[str, Any]:
@@ -170,38 +150,61 @@ def decode_row(row: dict[str, Any], *, rule: DecodePart, shapes: InputShapes) ->
     Inputs of a row that is not sound are zeros. A row that the index skipped gets only its `id`. Never raises for
     what a file holds or for a file that cannot be read.
     """
-    found: dict[str, Any] = dict.fromkeys(_DECODED) | blank_inputs(shapes) | {"sound": False}
+    data, found = read_row(row, rule=rule)
+    if data is not None:
+        found |= decode_data(data, row, rule=rule, shapes=shapes)
+    return blank_inputs(shapes) | found
+
+
+def read_row(row: dict[str, Any], *, rule: DecodePart) -> tuple[Data | None, dict[str, Any]]:
+    """The bytes to decode, and all decode columns with `id` filled in; no bytes where the columns say why."""
+    found = dict(UNKNOWN)
     try:
-        data, found["id"] = _read(Path(row["uri"]), limit=0 if row["index_skip"] else rule.max_file_bytes)
+        data, found["id"] = _read(row, limit=0 if row["index_skip"] else rule.max_file_bytes)
     except OSError as error:
-        return found | {"decode_error": f"decode: {_why_unread(error)}"}
+        return None, found | {"decode_error": f"decode: {_why_unread(error)}"}
+    except MemoryError:
+        return None, found | {"decode_error": "decode: not enough memory to read it"}
     if row["index_skip"]:
-        return found
+        return None, found
     if data is None:
-        return found | {"decode_skip": f"decode: file of more than {rule.max_file_bytes} bytes"}
+        return None, found | {"decode_skip": f"decode: file of more than {rule.max_file_bytes} bytes"}
+    return data, found
+
+
+def decode_data(data: Data, row: dict[str, Any], *, rule: DecodePart, shapes: InputShapes) -> dict[str, Any]:
+    """What a file's bytes add to the decode columns of its row, `sound`, and the model inputs if it is that."""
     try:
         picture = open_picture(data, rule)
     except Refused as refused:
         known = {name: getattr(refused, name) for name in _HEADER}
-        return found | known | {"decode_error" if refused.fault else "decode_skip": f"decode: {refused.reason}"}
-    found |= {name: getattr(picture, name) for name in _HEADER}
-    image = picture.image
-    found |= {"phash": phash(image), "thumb": thumb(image), "pixel_id": pixel_id(image)}
+        return known | {"decode_error" if refused.fault else "decode_skip": f"decode: {refused.reason}"}
+    image, small = picture.image, thumb(picture.image)
+    found: dict[str, Any] = {name: getattr(picture, name) for name in _HEADER}
+    found |= {"phash": phash(image), "pixel_id": pixel_id(image)}
+    found |= {"thumb": small, "thumb_deviation": thumb_deviation(small)}
     return found if row["index_error"] else found | model_inputs(image, shapes) | {"sound": True}
 
 
 _HEADER = ("format", "mode", "frames", "width", "height")
-_DECODED = ("id", *_HEADER, "phash", "pixel_id", "thumb", "decode_skip", "decode_error")
+_HASHES = ("phash", "pixel_id", "thumb", "thumb_deviation", "czkawka")
+_DECODED = ("id", *_HEADER, *_HASHES, "decode_skip", "decode_error")
+UNKNOWN: Mapping[str, Any] = dict.fromkeys(_DECODED) | {"sound": False}  # a row's columns before anything is known
 
 
-def _read(path: Path, *, limit: int) -> tuple[bytes | None, str]:
+def _read(row: dict[str, Any], *, limit: int) -> tuple[Data | None, str]:
     """The file's bytes (None if there are more than `limit`) and their sha256."""
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
-        if len(data) <= limit:
-            return data, hashlib.sha256(data).hexdigest()
-        file.seek(0)
-        return None, hashlib.file_digest(file, "sha256").hexdigest()
+    uri, offset, size = row["uri"], row.get("offset"), row.get("bytes")
+    data = places.read(uri, offset=offset, bytes=size, limit=limit)
+    if len(data) > limit:
+        if uri.startswith((places.TAR, places.PARQUET)):
+            return None, hashlib.sha256(places.read(uri, offset=offset, bytes=size)).hexdigest()
+        digest = hashlib.sha256()
+        with files.opened(uri) as file:  # a film, perhaps
+            while part := file.read(READ_BYTES):
+                digest.update(part)
+        return None, digest.hexdigest()
+    return data, hashlib.sha256(data).hexdigest()
 
 
 def _why_unread(error: OSError) -> str:
@@ -277,11 +280,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _refused(error: BaseException, data: bytes, header: Header | None) -> Refused:
+def _refused(error: BaseException, data: Data, header: Header | None) -> Refused:
     """What a reader raised, as one of a few reasons."""
     if isinstance(error, UnidentifiedImageError):
         for (offset, signature), name in UNREAD.items():
-            if data.startswith(signature, offset):
+            if data[offset : offset + len(signature)] == signature:
                 return Refused(f"{name} is not read", fault=False)
         return Refused("not a picture", fault=True)
     webp_bytes = int.from_bytes(data[4:8], "little") + 8 if data[:4] == b"RIFF" else 0  # RIFF header: size of the rest

@@ -82,7 +82,7 @@ def test_the_pixel_id_tells_shapes_of_the_same_bytes_apart() -> None:
 
 
 def row(path: Path, **more: Any) -> dict[str, Any]:
-    return {"uri": str(path), "index_skip": None, "index_error": None, **more}
+    return {"uri": str(path), "offset": None, "bytes": None, "index_skip": None, "index_error": None, **more}
 
 
 def decoded(path: Path, rule: DecodePart = RULE, **more: Any) -> dict[str, Any]:
@@ -190,5 +190,5 @@ def test_inputs_that_are_not_asked_for_are_absent(scene: Image.Image, tmp_path: 
 def test_a_probe_opens_what_is_a_picture_by_its_header(scene: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(saved(scene, "PNG"))
     (tmp_path / "b.png").write_bytes(b"<html>no</html>" * 9)
-    found = {name: decode.opens(tmp_path / name) for name in ("a.png", "b.png", "gone.png")}
+    found = {name: decode.opens(row(tmp_path / name)) for name in ("a.png", "b.png", "gone.png")}
     assert found == {"a.png": True, "b.png": False, "gone.png": False}
