@@ -5,10 +5,8 @@ Nothing is started or loaded but the libraries themselves, which are asked what 
 Kind: wiring.
 """
 
-import ctypes
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -19,17 +17,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sote.cluster import weights
+from sote.cluster import devices, weights
+from sote.cluster.devices import Device
 from sote.cluster.page import number
 from sote.cluster.weights import Weights
 
 GB: Final = 1_000_000_000
-# nvidia-smi answers within a second; ten are enough for a machine with many cards that are asleep.
-DRIVER_SECONDS: Final = 10
-# What each part of the river runs its models with (see data/tag.py, data/score.py, data/text.py, data/encode.py,
-# train/loop.py, serve/cascade.py), and by which key its weights are known.
+TAGGER: Final = "tagger"
+# What each part of the river runs its models with (see data/score.py, data/text.py, data/encode.py, train/loop.py,
+# serve/cascade.py), and by which key its weights are known. The tagger's engine depends on the device.
 WORK: Final = (
-    ("tag", "onnxruntime", ("wd-swinv2-tagger-v3",)),
+    ("tag", TAGGER, ("wd-swinv2-tagger-v3",)),
     ("score", "torch", ("aesthetic-shadow-v2", "clip-vit-b-32-openai", "aes-b32-v0")),
     ("text", "torch", ("llava-1.5-7b",)),
     ("latents", "torch", ("stable-cascade-effnet",)),
@@ -39,17 +37,8 @@ WORK: Final = (
 
 
 @dataclass(frozen=True)
-class Device:
-    """One accelerator. `memory_bytes` is its own memory; `seen_by` is who reported it (torch, driver)."""
-
-    name: str
-    memory_bytes: int
-    seen_by: str
-
-
-@dataclass(frozen=True)
 class Engine:
-    """A library that runs models: what it is built for, and whether an accelerator works with it now."""
+    """A library that runs models: what it is built for, and the kind of accelerator that works with it now."""
 
     name: str
     version: str
@@ -77,7 +66,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found. Bytes are those of the machine; `cores` are those this process may use."""
+    """All that was found. Bytes are those of the machine; `cores` are those this process may use.
+
+    `taggers` has for each device, the CPU last, the engine that the tagger would take there; None if there is none.
+    """
 
     cores: int
     memory_bytes: int
@@ -85,6 +77,7 @@ class Report:
     disk: Path
     free_disk_bytes: int
     devices: tuple[Device, ...]
+    taggers: tuple[tuple[Device, str | None], ...]
     engines: tuple[Engine, ...]
     weights: tuple[WeightsState, ...]
     placements: tuple[Placement, ...]
@@ -92,8 +85,9 @@ class Report:
 
 def examine(disk: Path = Path()) -> Report:
     """Look at this machine; the free space is that of the disk on which the folder `disk` lies."""
-    torch_engine, devices = _torch()
-    engines = tuple(engine for engine in (torch_engine, _onnxruntime()) if engine is not None)
+    found = devices.found()
+    engines = tuple(engine for engine in (_torch(), _onnxruntime(found)) if engine is not None)
+    taggers = tuple((each, _tagger(each)) for each in (*found, devices.cpu()))
     states = tuple(WeightsState(known, weights.present(known)) for known in weights.KNOWN)
     memory, free = _memory()
     return Report(
@@ -102,10 +96,11 @@ def examine(disk: Path = Path()) -> Report:
         free_memory_bytes=free,
         disk=disk.resolve(),
         free_disk_bytes=shutil.disk_usage(disk).free,
-        devices=devices or _driver_devices(),
+        devices=found,
+        taggers=taggers,
         engines=engines,
         weights=states,
-        placements=tuple(_placements(engines, states)),
+        placements=tuple(_placements(engines, states, taggers[0])),
     )
 
 
@@ -116,9 +111,9 @@ def _memory() -> tuple[int, int]:
     return kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
 
 
-def _torch() -> tuple[Engine | None, tuple[Device, ...]]:
+def _torch() -> Engine | None:
     if util.find_spec("torch") is None:
-        return None, ()
+        return None
     import torch  # seconds to import: only when somebody asks
 
     built_for = ["cpu"]
@@ -126,59 +121,50 @@ def _torch() -> tuple[Engine | None, tuple[Device, ...]]:
         built_for.append(f"CUDA {torch.version.cuda}")
     if torch.version.hip:
         built_for.append(f"ROCm {torch.version.hip}")
-    devices, accelerator = [], None
-    for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu)):
-        if module.is_available():
-            accelerator = accelerator or kind
-            found = [module.get_device_properties(at) for at in range(module.device_count())]
-            devices += [Device(each.name, int(each.total_memory), "torch") for each in found]
-    return Engine("torch", str(torch.__version__), tuple(built_for), accelerator), tuple(devices)
+    if torch.version.xpu:
+        built_for.append(f"XPU {torch.version.xpu}")
+    working = [name for name, module in (("cuda", torch.cuda), ("xpu", torch.xpu)) if module.is_available()]
+    return Engine("torch", str(torch.__version__), tuple(built_for), working[0] if working else None)
 
 
-def _onnxruntime() -> Engine | None:
+def _onnxruntime(found: Sequence[Device]) -> Engine | None:
+    """What it is built for says nothing of a device: a provider works where the device is there, too."""
     if util.find_spec("onnxruntime") is None:
         return None
     import onnxruntime
 
-    built_for = tuple(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
-    accelerator = "cuda" if "CUDA" in built_for and _cuda_devices() else None
-    return Engine("onnxruntime", str(onnxruntime.__version__), built_for, accelerator)
+    built_for = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    if util.find_spec(devices.PLUGIN) is not None:
+        built_for.append("OpenVINO (plugin)")
+    working = [each.kind for each in found if set(devices.offered_engines(each)) - {"torch"}]
+    return Engine("onnxruntime", str(onnxruntime.__version__), tuple(built_for), working[0] if working else None)
 
 
-def _cuda_devices() -> int:
-    """How many CUDA devices the driver lends to this process. A library built for CUDA says nothing of a device."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+def _tagger(device: Device) -> str | None:
+    """The engine that "auto" takes on a device for a tagger that has its ONNX file."""
+    return devices.pick_engine(device, offered=devices.offered_engines(device))
 
 
-def _driver_devices() -> tuple[Device, ...]:
-    """NVIDIA cards that the driver knows although torch does not see them; none where there is no driver."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return ()
-    query = [command, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return ()
-    rows = [line.rpartition(",") for line in answer.stdout.splitlines()] if answer.returncode == 0 else []
-    # nvidia-smi reports MiB; a card without memory of its own says [N/A]
-    return tuple(Device(name.strip(), int(mib) << 20, "driver") for name, _, mib in rows if mib.strip().isdigit())
-
-
-def _placements(engines: Sequence[Engine], states: Sequence[WeightsState]) -> list[Placement]:
+def _placements(
+    engines: Sequence[Engine], states: Sequence[WeightsState], tagger: tuple[Device, str | None]
+) -> list[Placement]:
     by_name = {engine.name: engine for engine in engines}
     absent = {state.weights.key for state in states if state.path is None}
     found = []
     for part, name, keys in WORK:
-        engine = by_name.get(name)
-        device = "not installed" if engine is None else engine.accelerator or "cpu"
+        if name == TAGGER:
+            first, chosen = tagger
+            name, device = _library(chosen), str(first.kind)
+        else:
+            engine = by_name.get(name)
+            device = "not installed" if engine is None else engine.accelerator or "cpu"
         found.append(Placement(part, name, device, tuple(key for key in keys if key in absent)))
     return found
+
+
+def _library(engine: str | None) -> str:
+    """An engine with the library that it is part of."""
+    return "no engine" if engine is None else engine if engine == "torch" else f"onnxruntime ({engine})"
 
 
 def render(report: Report) -> RenderableType:
@@ -196,14 +182,17 @@ def render(report: Report) -> RenderableType:
 
 
 def _devices(report: Report) -> RenderableType:
-    if not report.devices:
-        return Text("No accelerator: everything runs on the CPU.")
-    unseen = " (torch does not see it)"
-    lines = [
-        f"{each.name}, {_size(each.memory_bytes)}{unseen if each.seen_by == 'driver' else ''}"
-        for each in report.devices
-    ]  # fmt: skip
-    return Text("\n".join(lines))
+    """Each accelerator and the CPU, with the engine that the tagger would take there."""
+    torch_sees = {"cpu"} | {str(each.accelerator) for each in report.engines if each.name == "torch"}
+    table = _table("device", "memory", "kind", "tagger's engine")
+    for device, engine in report.taggers:
+        unseen = "" if device.torch_name.partition(":")[0] in torch_sees else " (torch does not see it)"
+        size = "" if device.memory_bytes is None else _size(device.memory_bytes)
+        missing = Text(f"none: install {devices.INSTALL[devices.ONNX_ENGINE[device.kind]]}", style="yellow")
+        table.add_row(device.name + unseen, size, device.kind, missing if engine is None else _library(engine))
+    if report.devices:
+        return Group(table, Text())
+    return Group(Text("No accelerator: everything runs on the CPU."), table, Text())
 
 
 def _engines(report: Report) -> Table:

@@ -17,7 +17,10 @@ GB = 1_000_000_000
 
 @dataclass(frozen=True)
 class Weights:
-    """Files of one repository that belong together. `bytes` is None where no source states the size."""
+    """Files of one repository that belong together. `bytes` is None where no source states the size.
+
+    `instead` is another set of files of the repository, the same weights in another layout: either is enough.
+    """
 
     key: str
     what: str
@@ -26,11 +29,17 @@ class Weights:
     files: tuple[str, ...]
     licence: str
     bytes: int | None
+    instead: tuple[str, ...] = ()
 
-    def fetch_command(self) -> str:
-        """The shell command that brings the files to this machine's cache."""
+    @property
+    def layouts(self) -> tuple[tuple[str, ...], ...]:
+        """The sets of files of which any one is enough."""
+        return (self.files, self.instead) if self.instead else (self.files,)
+
+    def fetch_command(self, files: tuple[str, ...] | None = None) -> str:
+        """The shell command that brings the files (None: those of the first layout) to this machine's cache."""
         at = f" --revision {self.revision}" if self.revision else ""
-        return f"hf download {self.repo} {' '.join(self.files)}{at}"
+        return f"hf download {self.repo} {' '.join(files or self.files)}{at}"
 
 
 STABILITY = "Stability AI Non-Commercial Research Community License"
@@ -62,16 +71,30 @@ _DECODER_FOLDER = (
     "scheduler/scheduler_config.json",
 )
 
-KNOWN: tuple[Weights, ...] = (
-    Weights(
-        key="wd-swinv2-tagger-v3",
-        what="tagger (10,861 tags)",
-        repo="SmilingWolf/wd-swinv2-tagger-v3",
+TAGGER_ONNX = ("model.onnx", "selected_tags.csv")
+TAGGER_TORCH = ("model.safetensors", "config.json", "selected_tags.csv")
+
+
+def _tagger(name: str, network: str) -> Weights:
+    """One of SmilingWolf's WD taggers, version 3: one list of tags, one input, several networks."""
+    return Weights(
+        key=name,
+        what=f"tagger (10,861 tags): {network}",
+        repo=f"SmilingWolf/{name}",
         revision=None,
-        files=("model.onnx", "selected_tags.csv"),
+        files=TAGGER_ONNX,
         licence="Apache-2.0",
         bytes=None,
-    ),
+        instead=TAGGER_TORCH,
+    )
+
+
+KNOWN: tuple[Weights, ...] = (
+    _tagger("wd-swinv2-tagger-v3", "SwinV2 base"),
+    _tagger("wd-vit-tagger-v3", "ViT base"),
+    _tagger("wd-convnext-tagger-v3", "ConvNeXt base"),
+    _tagger("wd-vit-large-tagger-v3", "ViT large"),
+    _tagger("wd-eva02-large-tagger-v3", "EVA-02 large"),
     Weights(
         key="aesthetic-shadow-v2",
         what="aesthetic scorer (ViT, 1.09 B parameters, 1024 px)",
@@ -169,20 +192,27 @@ KNOWN: tuple[Weights, ...] = (
 BY_KEY = {weights.key: weights for weights in KNOWN}
 
 
-def locate(reference: str, *, field: str) -> Path:
+def tagger_layouts(engine: str) -> tuple[tuple[str, ...], ...]:
+    """The layouts of a tagger that the engine of a recipe takes: for `locate`."""
+    return {"torch": (TAGGER_TORCH,), "auto": (TAGGER_ONNX, TAGGER_TORCH)}.get(engine, (TAGGER_ONNX,))
+
+
+def locate(reference: str, *, field: str, layouts: tuple[tuple[str, ...], ...] | None = None) -> Path:
     """The folder (or file) with the weights that a recipe's `field` names by key or by local path.
 
-    A key of one single file gives that file, a key of several gives their folder.
+    A key of one single file gives that file, a key of several gives their folder. `layouts` narrows the sets of files
+    of which one must be there (None: any that the key knows).
     Raises WeightsError in one line: which file is missing, where from, under which licence, how to fetch it.
     """
     if weights := BY_KEY.get(reference):
-        if found := present(weights):
+        if found := present(weights, layouts):
             return found
+        first = (layouts or weights.layouts)[0]
         size = f", {weights.bytes / GB:.2f} GB" if weights.bytes else ""
         raise WeightsError(
-            f"{field}: {missing(weights)[0]} of {reference} is not on this machine: it is in the repository "
+            f"{field}: {missing(weights, first)[0]} of {reference} is not on this machine: it is in the repository "
             f"{weights.repo} on huggingface.co (licence: {weights.licence}{size}); fetch it with "
-            f"`{weights.fetch_command()}` or name a local folder"
+            f"`{weights.fetch_command(first)}` or name a local folder"
         )
     path = Path(reference).expanduser()
     if path.exists():
@@ -190,19 +220,18 @@ def locate(reference: str, *, field: str) -> Path:
     raise WeightsError(f"{field}: {reference!r} is neither a path here nor known by key; keys: {', '.join(BY_KEY)}")
 
 
-def present(weights: Weights) -> Path | None:
-    """Where the weights lie in the cache of this machine, or None if a file is missing."""
-    found = [_cached(weights, file) for file in weights.files]
-    whole = [path for path in found if path is not None]
-    if len(whole) < len(found):
-        return None
-    first = whole[0]
-    return first if len(whole) == 1 else first.parents[weights.files[0].count("/")]
+def present(weights: Weights, layouts: tuple[tuple[str, ...], ...] | None = None) -> Path | None:
+    """Where the weights lie in the cache of this machine, or None if no layout is whole."""
+    for files in layouts or weights.layouts:
+        whole = [path for file in files if (path := _cached(weights, file)) is not None]
+        if len(whole) == len(files):
+            return whole[0] if len(whole) == 1 else whole[0].parents[files[0].count("/")]
+    return None
 
 
-def missing(weights: Weights) -> list[str]:
-    """The names of the files that are not in the cache of this machine."""
-    return [file for file in weights.files if _cached(weights, file) is None]
+def missing(weights: Weights, files: tuple[str, ...] | None = None) -> list[str]:
+    """The names of the files (None: those of the first layout) that are not in the cache of this machine."""
+    return [file for file in files or weights.files if _cached(weights, file) is None]
 
 
 def _cached(weights: Weights, file: str) -> Path | None:

@@ -3,7 +3,6 @@
 Kind: pure.
 """
 
-import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -77,7 +76,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_memory() -> None:
     """Give back what torch's allocators keep for later."""
-    gc.collect()
     torch: Any = sys.modules.get("torch")
     for device in (torch.cuda, torch.xpu) if torch is not None else ():
         if device.is_available() and device.is_initialized():
