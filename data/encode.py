@@ -10,25 +10,31 @@ Kind: actor.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from sote.cluster.devices import Device
 from sote.cluster.errors import WeightsError
-from sote.data.pretrained import check_tensors, pick_device, read_safetensors
+from sote.data.fitting import Pieces
+from sote.data.pretrained import check_tensors, exact_float32, pick_device, read_safetensors
 
 FILE = "effnet_encoder.safetensors"  # name in Stability's repository
 LATENT_CHANNELS = 16
 STRIDES = (1, 2, 2, 2, 1, 2)  # of the six stages; the stem has 2: 32 in all (torchvision efficientnet_v2_s)
+WHOLE = 1 << 20  # rows: all of any batch
 EPS = 1e-3  # batch norm, torchvision efficientnet_v2_s
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet; StableCascade train/base.py effnet_preprocess
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Shapes = Mapping[str, tuple[int, ...]]
+Pixels = NDArray[np.uint8]
+Numbers = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,7 @@ class Encoder:
     It computes in float32 (20 million parameters: cheap beside decoding) and rounds to `dtype` at the end.
     """
 
-    def __init__(self, path: Path, *, dtype: str, device: str | None = None) -> None:
+    def __init__(self, path: Path, *, dtype: str, device: Device | str | None = None) -> None:
         file = path / FILE if path.is_dir() else path
         tensors = read_safetensors(file)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -201,21 +207,42 @@ class Encoder:
         net.load_state_dict(kept, strict=True, assign=True)
         self.device = pick_device(device)
         self.dtype = DTYPES[dtype]
-        self.sha256 = _sha256(file)
+        self._fits = Fits()
+        self.sha256 = sha256_of(file)
         self._net = net.eval().requires_grad_(False).to(self.device)
         self._mean, self._std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (MEAN, STD))
 
-    @torch.inference_mode()
-    def encode(self, pixels_BHWC: np.ndarray) -> torch.Tensor:
+    def encode(self, pixels_BHWC: Pixels) -> torch.Tensor:
         """uint8 RGB [B,H,W,3], H and W multiples of 32 -> latents [B,16,H/32,W/32] on the CPU, of the dtype asked for.
 
         A picture whose numbers overflow gives latents that are not finite: the caller makes that row's error of it.
         """
+        return torch.from_numpy(self._fits.run(self._latents, pixels_BHWC)).to(self.dtype)
+
+    @torch.inference_mode()
+    def _latents(self, pixels_BHWC: Pixels) -> Numbers:
         pixels_BCHW = torch.from_numpy(np.ascontiguousarray(pixels_BHWC)).to(self.device).permute(0, 3, 1, 2)
-        latents_BCHW = self._net((pixels_BCHW.float() / 255 - self._mean) / self._std)
-        return latents_BCHW.to(self.dtype).cpu()  # type: ignore[no-any-return]
+        with exact_float32():
+            latents_BCHW: torch.Tensor = self._net((pixels_BCHW.float() / 255 - self._mean) / self._std)
+        return latents_BCHW.cpu().numpy()
 
 
-def _sha256(path: Path) -> str:
+class Fits:
+    """Batches of pictures of any size in pieces that fit the memory: for each size, fewer from when it ran out.
+
+    `rows` is how many pictures of a size may run at once at first.
+    """
+
+    def __init__(self, rows: int = WHOLE) -> None:
+        self._rows = rows
+        self._pieces: dict[tuple[int, ...], Pieces] = {}
+
+    def run(self, f: Callable[[Pixels], Numbers], pixels_BHWC: Pixels) -> Numbers:
+        pieces = self._pieces.setdefault(pixels_BHWC.shape[1:], Pieces(self._rows))
+        return pieces.run(f, pixels_BHWC)
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file of weights, as files of latents name what made them."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

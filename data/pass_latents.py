@@ -1,13 +1,16 @@
 """The pass that turns the selected pictures into latents: bucket, crop, encode.
 
 Each shard gives one file for each bucket, `RUN/latents/<width>x<height>/<shard>.safetensors`, with the tensor `latents`
-[N, 16, h, w] and metadata that says what made it; the rows carry file and offset. The encoder's batch is always the
-same rows of a shard, so a resumed run gives the same bytes.
-Reads: uri, width, height, select_repeat. Writes: bucket, crop, latent_shard, latent_offset, latents_skip/_error.
+[N, 16, h, w] and metadata that says what made it; the rows carry file and offset. Where the recipe names a vqgan, the
+rows of its set get Stage A's latents [N, 4, h, w] too, of the same crops at the size of the bucket, in
+`RUN/latents/vqgan/`. A batch is always the same rows of a shard, so a resumed run gives the same bytes.
+Reads: id, uri, offset, bytes, width, height, select_repeat, sets.
+Writes: bucket, crop, latent_shard/_offset, vqgan_shard/_offset, latents_skip/_error.
 
 Kind: wiring.
 """
 
+import hashlib
 import json
 import struct
 import time
@@ -15,15 +18,17 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
-from ray.data import ActorPoolStrategy
+from numpy.typing import NDArray
+from PIL import Image
 
-from sote.cluster import logs, session, storage, weights
+from sote.cluster import logs, storage, weights
+from sote.cluster.errors import RecipeError
 from sote.cluster.storage import RunFolder
-from sote.data import shards
+from sote.data import places, shards
 from sote.data.buckets import Bucket, bucket_for
 from sote.data.decode import Refused, open_picture
 from sote.data.inputs import encoder_input
@@ -31,12 +36,42 @@ from sote.data.recipe import CurateRecipe, LatentsPart
 from sote.data.shards import Late, Row, Work
 
 STAGE = "latents"
-FORMAT = "sote-latents-1"
 ENCODER_STRIDE = 32  # EfficientNet-V2-S features: 32 pixels a cell
+VQGAN_STRIDE = 4  # Stage A: 4 pixels a cell
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # the format's names
+COLUMNS = ("row", "id", "uri", "offset", "bytes", "width", "height", "select_repeat", "sets")
 READ_CPUS, MODEL_CPUS = 0.5, 1.0
 
 Batch = dict[str, Any]
+Pixels = NDArray[np.uint8]
+
+
+class Kind(NamedTuple):
+    """One of the two kinds of latents: where its files lie, what names them, which columns say where a row's are."""
+
+    name: str
+    format: str
+    folder: str
+    shard: str
+    offset: str
+    not_finite: str
+
+
+STAGE_C = Kind("latents", "sote-latents-1", "", "latent_shard", "latent_offset", "latents: not finite")
+STAGE_A = Kind(
+    "vqgan", "sote-vqgan-latents-1", "vqgan/", "vqgan_shard", "vqgan_offset", "latents: of Stage A, not finite"
+)
+KINDS = {kind.name: kind for kind in (STAGE_C, STAGE_A)}
+FORMAT = STAGE_C.format
+
+
+class Member(NamedTuple):
+    """The latents of one row as bytes, their shape [C, h, w], and the facts of what made them."""
+
+    row: int
+    data: bytes
+    shape: list[int]
+    made_by: dict[str, str]
 
 
 def run(work: Work) -> None:
@@ -57,9 +92,9 @@ def run(work: Work) -> None:
             parts[shard].append(piece)
             ends = [each for each in parts[shard] if each["pieces"] >= 0]
             if ends and len(parts[shard]) == ends[0]["pieces"] + 1:
-                _commit(work, part, parts.pop(shard), seconds=time.monotonic() - started)
+                reasons = commit_shard(work, part, parts.pop(shard), seconds=time.monotonic() - started)
                 started = time.monotonic()
-                advance(work.rows_in(shard))
+                advance(work.rows_in(shard), reasons)
 
 
 def latent_cells(pixels: int, compression: float) -> int:
@@ -68,20 +103,15 @@ def latent_cells(pixels: int, compression: float) -> int:
 
 
 def _dataset(work: Work, pending: list[int], part: LatentsPart) -> ray.data.Dataset:
-    encoder = weights.locate(part.encoder, field="latents.encoder")
-    cpus, gpus, actors = session.model_pool(cpus=MODEL_CPUS, gpus=1.0)
-    return (
-        shards.each(pending)
-        .map_batches(CutBuckets(work.folder, work.recipe, part), batch_size=1, num_cpus=READ_CPUS)
-        .map_batches(
-            EncodeRows,
-            fn_constructor_args=(encoder, part.dtype),
-            batch_size=1,
-            compute=ActorPoolStrategy(size=actors),
-            num_cpus=cpus,
-            num_gpus=gpus,
+    if part.vqgan is not None and part.bucket_step % VQGAN_STRIDE:
+        raise RecipeError(
+            f"latents.bucket_step: {part.bucket_step} must be a multiple of {VQGAN_STRIDE} for Stage A's latents"
         )
-    )
+    encoder = weights.locate(part.encoder, field="latents.encoder")
+    vqgan = weights.locate(part.vqgan, field="latents.vqgan") if part.vqgan is not None else None
+    cut = CutBuckets(work.folder, work.recipe, part)
+    slices = shards.each(pending).map_batches(cut, batch_size=1, num_cpus=READ_CPUS)
+    return shards.pooled(slices, EncodeRows, (encoder, vqgan, part.dtype), cpus=MODEL_CPUS)
 
 
 @dataclass(frozen=True)
@@ -97,9 +127,17 @@ class CutBuckets:
     part: LatentsPart
 
     def __call__(self, batch: Any) -> Iterator[Batch]:
-        shard = int(batch["shard"][0])
-        rows = shards.read_rows(self.folder, shard, ("row", "uri", "width", "height", "select_repeat"))
-        by_bucket: dict[tuple[int, int], list[tuple[Row, Bucket]]] = defaultdict(list)
+        shard, pieces = int(batch["shard"][0]), 0
+        rows = shards.read_rows(self.folder, shard, COLUMNS)
+        for size, members in sorted(self._by_bucket(rows).items()):
+            for start in range(0, len(members), self.recipe.slice_rows):
+                for kind, inputs in self._cut(members[start : start + self.recipe.slice_rows]).items():
+                    yield _piece(shard, kind=kind, size=size, inputs=inputs)
+                    pieces += 1
+        yield _end(shard, rows=rows, pieces=pieces)
+
+    def _by_bucket(self, rows: list[Row]) -> dict[tuple[int, int], list[tuple[Row, Bucket]]]:
+        found: dict[tuple[int, int], list[tuple[Row, Bucket]]] = defaultdict(list)
         for row in rows:
             if row["select_repeat"]:
                 bucket = bucket_for(
@@ -108,44 +146,50 @@ class CutBuckets:
                 if bucket is None:
                     row["latents_skip"] = "latents: smaller than any bucket"
                 else:
-                    by_bucket[bucket.width, bucket.height].append((row, bucket))
-        pieces = 0
-        for size in sorted(by_bucket):
-            for start in range(0, len(by_bucket[size]), self.recipe.slice_rows):
-                opened = self._opened(by_bucket[size][start : start + self.recipe.slice_rows])
-                if opened:
-                    yield _piece(shard, size=size, opened=opened)
-                    pieces += 1
-        yield _end(shard, rows=rows, pieces=pieces)
-
-    def _opened(self, members: list[tuple[Row, Bucket]]) -> list[tuple[int, np.ndarray[Any, Any]]]:
-        found = []
-        for row, bucket in members:
-            cells = [latent_cells(side, self.part.compression) for side in (bucket.width, bucket.height)]
-            try:
-                picture = open_picture(Path(row["uri"]).read_bytes(), self.recipe.decode)
-            except FileNotFoundError:
-                row["latents_error"] = "latents: file vanished"
-            except OSError as error:
-                row["latents_error"] = f"latents: cannot be read ({error.strerror})"
-            except Refused as error:
-                row["latents_error"] = f"latents: {error.reason}"
-            else:
-                width, height = (count * ENCODER_STRIDE for count in cells)
-                found.append((row["row"], encoder_input(picture.image, box=bucket.crop, width=width, height=height)))
-                row |= {"bucket": f"{bucket.width}x{bucket.height}", "crop": list(bucket.crop)}
+                    found[bucket.width, bucket.height].append((row, bucket))
         return found
 
+    def _cut(self, members: list[tuple[Row, Bucket]]) -> dict[Kind, list[tuple[int, Pixels]]]:
+        """The encoders' inputs of one slice; a picture that cannot be had is an error of its row."""
+        found: dict[Kind, list[tuple[int, Pixels]]] = defaultdict(list)
+        for row, bucket in members:
+            try:
+                image = self._picture(row)
+            except Refused as error:
+                row["latents_error"] = f"latents: {error.reason}"
+                continue
+            sides = (latent_cells(side, self.part.compression) for side in (bucket.width, bucket.height))
+            width, height = (cells * ENCODER_STRIDE for cells in sides)
+            found[STAGE_C].append((row["row"], encoder_input(image, box=bucket.crop, width=width, height=height)))
+            if self.part.vqgan is not None and self.part.vqgan_set in (row["sets"] or ()):
+                pixels = encoder_input(image, box=bucket.crop, width=bucket.width, height=bucket.height)
+                found[STAGE_A].append((row["row"], pixels))
+            row |= {"bucket": bucket.name, "crop": list(bucket.crop)}
+        return found
 
-def _piece(shard: int, *, size: tuple[int, int], opened: list[tuple[int, np.ndarray[Any, Any]]]) -> Batch:
-    pixels = np.stack([array for _, array in opened])
+    def _picture(self, row: Row) -> Image.Image:
+        """The picture of a row. Raises Refused with the reason why it cannot be had any more."""
+        try:
+            most = self.recipe.decode.max_file_bytes
+            data = places.read(row["uri"], offset=row["offset"], bytes=row["bytes"], limit=most)
+        except FileNotFoundError:
+            raise Refused("file vanished", fault=True) from None
+        except OSError as error:
+            raise Refused(f"cannot be read ({error.strerror})", fault=True) from None
+        if hashlib.sha256(data).hexdigest() != row["id"]:
+            raise Refused("file changed since it was looked at", fault=True)
+        return open_picture(data, self.recipe.decode).image
+
+
+def _piece(shard: int, *, kind: Kind, size: tuple[int, int], inputs: list[tuple[int, Pixels]]) -> Batch:
+    pixels = np.stack([array for _, array in inputs])
     cells = {
         "shard": shard,
         "pieces": -1,
+        "kind": kind.name,
         "bucket": f"{size[0]}x{size[1]}",
-        "rows": json.dumps([row for row, _ in opened]),
+        "rows": json.dumps([row for row, _ in inputs]),
         "shape": json.dumps(pixels.shape),
-        "finite": "[]",
         "data": pixels.tobytes(),
     }
     return shards.batch_of(cells)
@@ -153,67 +197,70 @@ def _piece(shard: int, *, size: tuple[int, int], opened: list[tuple[int, np.ndar
 
 def _end(shard: int, *, rows: list[Row], pieces: int) -> Batch:
     table = shards.to_bytes(shards.table_of(STAGE, rows))
-    return shards.batch_of(
-        {"shard": shard, "pieces": pieces, "bucket": "", "rows": "[]", "shape": "[]", "finite": "[]", "data": table}
-    )
+    none = {"kind": "", "bucket": "", "rows": "[]", "shape": "[]"}
+    return shards.batch_of({"shard": shard, "pieces": pieces, **none, "data": table})
 
 
 class EncodeRows:
-    """The encoder as a Ray Data actor: pixels in, latents out, both as bytes with their shape beside them."""
+    """The encoders as a Ray Data actor: pixels in, latents out, both as bytes with their shape beside them."""
 
-    def __init__(self, encoder: Path, dtype: str) -> None:
+    def __init__(self, encoder: Path, vqgan: Path | None, dtype: str) -> None:
         from sote.data.encode import Encoder
 
         self.encoder = Late(lambda: Encoder(encoder, dtype=dtype))
+        self.vqgan = Late(lambda: _vqgan(vqgan, dtype)) if vqgan is not None else None
 
     def __call__(self, batch: Batch) -> Batch:
-        import torch
-
-        encoder = self.encoder.get()
         if int(batch["pieces"][0]) >= 0:
-            return batch | {"encoder_sha256": np.array([encoder.sha256])}
-        shape = json.loads(batch["shape"][0])
-        latents = encoder.encode(np.frombuffer(batch["data"][0], np.uint8).reshape(shape)).cpu().contiguous()
-        return batch | {
-            "shape": np.array([json.dumps(list(latents.shape))]),
-            "data": np.array([latents.view(torch.uint8).numpy().tobytes()], dtype=object),
-            "finite": np.array([json.dumps(latents.float().isfinite().flatten(1).all(1).tolist())]),
-            "encoder_sha256": np.array([encoder.sha256]),
-        }
+            return batch | {"finite": np.array(["[]"]), "made_by": np.array(["{}"])}
+        pixels = np.frombuffer(batch["data"][0], np.uint8).reshape(json.loads(batch["shape"][0])).copy()
+        if self.vqgan is not None and batch["kind"][0] == STAGE_A.name:
+            vqgan = self.vqgan.get()
+            return batch | _encoded(vqgan.encode(pixels), {"scale": str(vqgan.scale), "vqgan_sha256": vqgan.sha256})
+        encoder = self.encoder.get()
+        return batch | _encoded(encoder.encode(pixels), {"encoder_sha256": encoder.sha256})
 
 
-def _commit(work: Work, part: LatentsPart, pieces: list[Batch], *, seconds: float) -> None:
-    """Write the shard's latent files, then its rows. A row whose latents are not finite is an error."""
+def _vqgan(folder: Path, dtype: str) -> Any:
+    from sote.data.vqgan import VqganEncoder  # imports diffusers, which takes seconds: only where it is asked for
+
+    return VqganEncoder(folder, dtype=dtype)
+
+
+def _encoded(latents_BCHW: Any, made_by: dict[str, str]) -> Batch:
+    import torch
+
+    data = latents_BCHW.contiguous().view(torch.uint8).numpy().tobytes()
+    finite = latents_BCHW.float().isfinite().flatten(1).all(1).tolist()
+    texts = {"shape": list(latents_BCHW.shape), "finite": finite, "made_by": made_by}
+    return shards.batch_of({"data": data} | {name: json.dumps(value) for name, value in texts.items()})
+
+
+def commit_shard(work: Work, part: LatentsPart, pieces: list[Batch], *, seconds: float) -> dict[str, int]:
+    """Write the shard's latent files, then its rows; returns the reasons of errors. A row whose latents are not finite
+    is an error."""
     shard = int(pieces[0]["shard"])
     end = next(piece for piece in pieces if piece["pieces"] >= 0)
     rows: list[Row] = shards.from_bytes(end["data"]).to_pylist()
     ids = [row["id"] for row in work.read(shard, ("id",))]
-    buckets = defaultdict[str, list[tuple[int, bytes, list[int]]]](list)
-    for piece in pieces:
-        if piece["pieces"] < 0:
-            _unpack(piece, rows, buckets[str(piece["bucket"])])
-    stale = set(work.folder.latents.glob(f"*/{shard:05d}.safetensors"))  # of an earlier recipe
-    for bucket, members in buckets.items():
-        members.sort(key=lambda member: member[0])
-        name = f"{bucket}/{shard:05d}.safetensors"
-        for offset, (row, _, _) in enumerate(members):
-            rows[row] |= {"latent_shard": name, "latent_offset": offset}
-        if members:
-            facts = {
-                "format": FORMAT,
-                "compression": str(part.compression),
-                "encoder_sha256": str(end["encoder_sha256"]),
-                "bucket": bucket,
-                "dtype": part.dtype,
-                "ids": json.dumps([ids[row] for row, _, _ in members]),
-            }
-            shape, data = [len(members), *members[0][2]], b"".join(member[1] for member in members)
-            written = work.folder.latents / name
-            storage.write_bytes(written, latent_file(data, dtype=part.dtype, shape=shape, facts=facts))
-            stale.discard(written)
+    stale = set(work.folder.latents.rglob(f"{shard:05d}.safetensors"))  # of an earlier recipe
+    for (name, bucket), members in _members(pieces, rows).items():
+        kind, sound = KINDS[name], [member for member in members if not rows[member.row]["latents_error"]]
+        if not sound:
+            continue
+        file = f"{kind.folder}{bucket}/{shard:05d}.safetensors"
+        for offset, member in enumerate(sound):
+            rows[member.row] |= {kind.shard: file, kind.offset: offset}
+        facts = {"format": kind.format, **({"compression": str(part.compression)} if kind is STAGE_C else {})}
+        facts |= sound[0].made_by | {"bucket": bucket, "dtype": part.dtype}
+        facts["ids"] = json.dumps([ids[member.row] for member in sound])
+        shape, data = [len(sound), *sound[0].shape], b"".join(member.data for member in sound)
+        written = work.folder.latents / file
+        storage.write_bytes(written, latent_file(data, dtype=part.dtype, shape=shape, facts=facts))
+        stale.discard(written)
     for path in stale:
         path.unlink()
-    work.commit(STAGE, shard, shards.table_of(STAGE, rows), seconds=seconds)
+    return work.commit(STAGE, shard, shards.table_of(STAGE, rows), seconds=seconds)
 
 
 def latent_file(data: bytes, *, dtype: str, shape: list[int], facts: dict[str, str]) -> bytes:
@@ -225,12 +272,18 @@ def latent_file(data: bytes, *, dtype: str, shape: list[int], facts: dict[str, s
     return struct.pack("<Q", len(header)) + header + data
 
 
-def _unpack(piece: Batch, rows: list[Row], members: list[tuple[int, bytes, list[int]]]) -> None:
-    count, *shape = json.loads(piece["shape"])
-    size = len(piece["data"]) // count
-    finite = json.loads(piece["finite"])
-    for at, row in enumerate(json.loads(piece["rows"])):
-        if finite[at]:
-            members.append((row, piece["data"][at * size : (at + 1) * size], shape))
-        else:
-            rows[row] |= {"latents_error": "latents: not finite", "bucket": None, "crop": None}
+def _members(pieces: list[Batch], rows: list[Row]) -> dict[tuple[str, str], list[Member]]:
+    """The latents of a shard by kind and bucket, in order of rows. A row with any that are not finite is marked."""
+    found: dict[tuple[str, str], list[Member]] = defaultdict(list)
+    for piece in (piece for piece in pieces if piece["pieces"] < 0):
+        count, *shape = json.loads(piece["shape"])
+        size = len(piece["data"]) // count
+        finite, made_by = json.loads(piece["finite"]), json.loads(piece["made_by"])
+        for at, row in enumerate(json.loads(piece["rows"])):
+            data = piece["data"][at * size : (at + 1) * size]
+            found[str(piece["kind"]), str(piece["bucket"])].append(Member(row, data, shape, made_by))
+            if not finite[at]:
+                rows[row] |= {"latents_error": KINDS[str(piece["kind"])].not_finite, "bucket": None, "crop": None}
+    for members in found.values():
+        members.sort(key=lambda member: member.row)
+    return found
