@@ -16,6 +16,7 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import nn
 
 from sote.cluster.devices import INSTALL, Device
@@ -26,7 +27,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # How tagger_input is made (data/inputs.py); a network that wants something else is not fed
 PREPARED = {"interpolation": "bicubic", "crop_pct": 1.0}
 # What timm and torch raise for a config or weights that do not fit each other
-UNFIT = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, AssertionError)
+UNFIT = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, AssertionError, SafetensorError)
 
 log = logging.getLogger(__name__)
 

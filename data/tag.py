@@ -90,9 +90,11 @@ class Tagger:
         threads: int | None = None,
     ) -> None:
         self.labels = read_labels(_file(folder, LABELS))
-        self.device = device or devices.here()
+        device = device or devices.here()
+        name = engine_name(folder, part=part, device=device)
+        self.device = devices.cpu() if name == "cpu" else device
         rows = rows or int(CurateRecipe.model_fields["slice_rows"].default)
-        self._engine = open_engine(folder, part=part, device=self.device, rows=rows, threads=threads)
+        self._engine = _open(folder, name, part=part, device=self.device, rows=rows, threads=threads)
         self.side = self._engine.side
         self._pieces = _pieces(self._engine, self.device, rows)
         self._check_outputs(folder)
@@ -172,12 +174,30 @@ def input_side(folder: Path) -> int:
         from sote.data import engine_timm
 
         return engine_timm.input_side(folder)
-    raise WeightsError(f"{_lacks(folder)}")
+    raise WeightsError(_lacks(folder))
 
 
-def open_engine(folder: Path, *, part: TagPart, device: Device, rows: int, threads: int | None = None) -> Engine:
-    """The engine that `part` and `device` mean, opened. RunFailed or RecipeError if it cannot run here."""
-    name = engine_name(folder, part=part, device=device)
+def engine_name(folder: Path, *, part: TagPart, device: Device) -> str:
+    """The recipe's engine, or what "auto" means for the device and the files of the folder."""
+    if part.engine != "auto":
+        if part.dtype != "float32" and part.engine not in NARROW:
+            raise RecipeError(f"tag.dtype: engine {part.engine} computes in float32; for {part.dtype} name torch")
+        return part.engine
+    has_onnx, has_torch = (folder / MODEL).is_file(), all((folder / name).is_file() for name in TORCH_FILES)
+    if not has_onnx and not has_torch:
+        raise WeightsError(_lacks(folder))
+    installed = devices.offered_engines(device)
+    offered = [engine for engine in installed if (has_torch if engine == "torch" else has_onnx)]
+    wants_torch = part.compile or part.dtype != "float32"
+    found = devices.pick_engine(device, offered=offered, prefer_torch=wants_torch)
+    if found is None:
+        missing = INSTALL[devices.ONNX_ENGINE[device.kind] if has_onnx else "torch"]
+        raise RunFailed(f"{folder}: no engine for {device.name} ({device.kind}) is installed: install {missing}")
+    return found
+
+
+def _open(folder: Path, name: str, *, part: TagPart, device: Device, rows: int, threads: int | None) -> Engine:
+    """The engine of that name on `device`; RunFailed if it does not work there."""
     if name == "torch":
         from sote.data.engine_timm import TimmEngine
 
@@ -188,26 +208,6 @@ def open_engine(folder: Path, *, part: TagPart, device: Device, rows: int, threa
 
     dtype = part.dtype if name in NARROW else "float32"
     return OnnxEngine(_file(folder, MODEL), engine=name, device=device, dtype=dtype, rows=rows, threads=threads)
-
-
-def engine_name(folder: Path, *, part: TagPart, device: Device) -> str:
-    """The recipe's engine, or what "auto" means for the device and the files of the folder."""
-    if part.engine != "auto":
-        if part.dtype != "float32" and part.engine not in NARROW:
-            raise RecipeError(f"tag.dtype: engine {part.engine} computes in float32; for {part.dtype} name torch")
-        return part.engine
-    whole = {"torch"} if all((folder / name).is_file() for name in TORCH_FILES) else set()
-    offered = devices.offered_engines(device)
-    if (folder / MODEL).is_file():
-        whole |= set(offered) - {"torch"}
-    if not whole:
-        raise WeightsError(_lacks(folder))
-    wants_torch = part.compile or part.dtype != "float32"
-    found = devices.pick_engine(device, offered=whole.intersection(offered), prefer_torch=wants_torch)
-    if found is None:
-        missing = INSTALL[devices.ONNX_ENGINE[device.kind] if (folder / MODEL).is_file() else "torch"]
-        raise RunFailed(f"{folder}: no engine for {device.name} ({device.kind}) is installed: install {missing}")
-    return found
 
 
 def _pieces(engine: Engine, device: Device, rows: int) -> fitting.Pieces:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from sote.cluster import devices
-from sote.cluster.errors import RunFailed, WeightsError
+from sote.cluster.devices import Device
+from sote.cluster.errors import RecipeError, RunFailed, WeightsError
 from sote.data.recipe import TagPart
-from sote.data.tag import Tagger, input_side
+from sote.data.tag import Tagger, engine_name, input_side
 
 SIDE = 8
 RATINGS = "9999999,general,9,0\n9999998,sensitive,9,0\n9999997,questionable,9,0\n9999996,explicit,9,0\n"
@@ -154,6 +155,40 @@ def test_a_graph_that_gives_logits_is_refused(tmp_path: Path) -> None:
         Tagger(write_tagger(tmp_path, sigmoid=False), threads=1)
 
 
+def test_a_graph_of_one_row_runs_a_batch_row_by_row(tmp_path: Path) -> None:
+    pixels = pictures((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    one = Tagger(write_tagger(tmp_path, shape=(1, SIDE, SIDE, 3)), threads=1)
+    assert [names(tags) for tags in one(batch_of(pixels))["tags_json"]] == [
+        ["very_blue"],
+        ["very_green"],
+        ["very_red", "miku_(x)"],
+    ]
+
+
+def test_the_reference_engine_says_what_it_is_and_that_it_differs_by_nothing(tmp_path: Path) -> None:
+    facts = Tagger(write_tagger(tmp_path), part=TagPart(engine="cpu"), threads=1).facts
+    assert facts == {
+        "stage": "tag",
+        "device": devices.cpu().name,
+        "engine": "cpu",
+        "dtype": "float32",
+        "max_difference": 0.0,
+    }
+
+
+@pytest.mark.parametrize("engine", ["cuda", "cpu", "openvino", "migraphx"])
+def test_a_narrow_dtype_with_an_engine_that_has_none_is_refused(tmp_path: Path, engine: Any) -> None:
+    part = TagPart(engine=engine, dtype="bfloat16")
+    with pytest.raises(RecipeError, match=rf"tag\.dtype: engine {engine} computes in float32; for bfloat16 name torch"):
+        engine_name(write_tagger(tmp_path), part=part, device=devices.cpu())
+
+
+def test_auto_says_what_to_install_for_an_accelerator_that_no_engine_here_is_made_for(tmp_path: Path) -> None:
+    amd = Device("rocm", "AMD Instinct MI300X", memory_bytes=192 * 10**9)
+    with pytest.raises(RunFailed, match=r"no engine for AMD Instinct MI300X \(rocm\).*install onnxruntime-migraphx"):
+        engine_name(write_tagger(tmp_path), part=TagPart(), device=amd)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -162,6 +197,12 @@ def test_a_graph_that_gives_logits_is_refused(tmp_path: Path) -> None:
         (LABELS.replace("general,9", "safe,9"), "expected the ratings"),
         ("name,count\nsolo,1\n", "expected columns tag_id,name,category,count"),
         (LABELS.replace("miku_(x),4", "miku_(x),four"), "with a number as category"),
+        (
+            LABELS.replace("miku_(x),4", "miku_(x),8"),
+            r"line 10: category of 'miku_\(x\)' is 8, expected one of 0 general,",
+        ),
+        (LABELS.replace("miku_(x),4", "very_red,4"), "'very_red' stands there 2 times; one tag is one row"),
+        (LABELS.replace("miku_(x),4", ",4"), "line 10: has no name"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path, labels: str, message: str) -> None:
