@@ -1,6 +1,6 @@
 """A caption: a pure function of what is known of a picture and a profile.
 
-Reads: scores, rating, tags, text, and the sidecar's year, artist, characters, series and title.
+Reads: scores, rating, tags, text, what sidecars and their source say: year, artist, title, characters, series, tags.
 Writes: words, caption, caption_tags.
 
 Kind: pure.
@@ -12,12 +12,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypedDict
 
+from sote.cluster.errors import RecipeError
 from sote.data.caption_profile import Group, Profile, load_profile
 from sote.data.kohya import KohyaOptions, Tag, kohya_list
-from sote.data.recipe import CaptionPart, SourceKind
+from sote.data.recipe import CaptionPart, Source, SourceKind
 from sote.data.words import aesthetic_word, date_word, float32, quality_word, rating_word
 
-__all__ = ["SEPARATOR", "Caption", "CaptionFacts", "Words", "caption", "load_profile", "one_tag", "split_series"]
+__all__ = [
+    "SEPARATOR",
+    "Caption",
+    "CaptionFacts",
+    "Words",
+    "caption",
+    "check_source",
+    "load_profile",
+    "one_tag",
+    "split_series",
+]
 
 SEPARATOR = ", "  # seed's command: --caption_separator ", "
 
@@ -31,7 +42,8 @@ class CaptionFacts:
     """What is known of one picture. None, NaN and () mean unknown.
 
     `tags` are the tagger's, in its order, names with underscores. `characters`, `series`, `artist`, `title` and
-    `year` are the sidecar's (or the source's). `text` is `The text says "..."`.
+    `year` are the sidecar's (or the source's). `source_tags` are the source's own custom tags, `source_word` its date
+    word where there is no year, `sidecar_tags` tags that people gave. `text` is `The text says "..."`.
     """
 
     source_kind: SourceKind
@@ -40,11 +52,14 @@ class CaptionFacts:
     rating: Sequence[float] | None = None
     tags: Sequence[Tag] = ()
     year: int | None = None
+    source_word: str | None = None
+    source_tags: Sequence[str] = ()
     artist: str | None = None
     title: str | None = None
     short_title: str | None = None
     characters: Sequence[str] = ()
     series: Sequence[str] = ()
+    sidecar_tags: Sequence[str] = ()
     text: str | None = None
 
 
@@ -71,7 +86,7 @@ def caption(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> Capt
     words = Words(
         aesthetic=aesthetic_word(facts.aesthetic_score, profile),
         quality=quality_word(facts.quality_score, profile),
-        date=date_word(facts.year, profile),
+        date=facts.source_word if facts.year is None else date_word(facts.year, profile),
         rating=rating_word(facts.rating, profile),
     )
     text = [_text_tag(facts.text)] if facts.text else []
@@ -82,15 +97,33 @@ def caption(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> Capt
         "custom": _custom_tags(facts, profile) + (text if profile.text_position == "card" else []),
     }
     if profile.assembly == "kohya":
-        groups["rating"] = _kohya_block(facts, words, part=part)
+        groups["rating"] = block = _kohya_block(facts, words, part=part)
+        groups["rest"] = [tag for tag in dict.fromkeys(_peoples_tags(facts, profile)) if tag not in block]
     else:
         groups["rating"] = [words["rating"]]
         groups["character"], groups["series"] = _characters(facts, profile, part=part)
-        groups["rest"] = _general_tags(facts, profile, part=part)
+        groups["rest"] = _general_tags(facts, profile, part=part) + _peoples_tags(facts, profile)
     listed = [tag for group in profile.groups for tag in groups.get(group, ()) if tag]
     listed += text if profile.text_position == "end" else []
     tags = tuple(listed) if profile.assembly == "kohya" else tuple(dict.fromkeys(listed))
     return Caption(tags=tags, text=SEPARATOR.join(tags), words=words)
+
+
+def check_source(source: Source, profile: Profile) -> None:
+    """Raise RecipeError if the source's date word is none of the profile's, or one of its tags is not fit to be one."""
+    known = [years.word for years in profile.years]
+    if source.date_word is not None and source.date_word not in known:
+        raise RecipeError(
+            f"sources: {source.name}: date_word: {source.date_word!r} is no word of the profile's years; known: "
+            f"{', '.join(known) or 'none'}"
+        )
+    for tag in source.tags:
+        if not tag or one_tag(tag) != tag:
+            fit = f"write {one_tag(tag)!r}" if one_tag(tag) else "leave it out"
+            raise RecipeError(
+                f"sources: {source.name}: tags: {tag!r} must be one tag, without comma, brace, line break or outer "
+                f"blanks; {fit}"
+            )
 
 
 def one_tag(name: str) -> str:
@@ -137,8 +170,16 @@ def _characters(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> 
 
 
 def _general_tags(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> list[str]:
+    kaomoji = profile.kaomoji_set
     passing = _passing(facts, "general", threshold=part.general_threshold)
-    return [name if name in profile.kaomoji_set else _spaced(name) for name in passing]
+    return [name if name in kaomoji else _spaced(name) for name in passing]
+
+
+def _peoples_tags(facts: CaptionFacts, profile: Profile) -> list[str]:
+    """The tags that people gave, but for words that the caption says itself: an older caption may be among them."""
+    kaomoji, own = profile.kaomoji_set, profile.vocabulary
+    tags = [name if name in kaomoji else _spaced(name) for name in facts.sidecar_tags]
+    return [tag for tag in tags if tag not in own]
 
 
 def _passing(facts: CaptionFacts, wanted: str, *, threshold: float) -> list[str]:
@@ -147,13 +188,13 @@ def _passing(facts: CaptionFacts, wanted: str, *, threshold: float) -> list[str]
     return [name for name, probability, category in facts.tags if probability >= floor and category == wanted]
 
 
-@lru_cache(maxsize=32_768)  # the tagger knows 10,857 tags
+@lru_cache(maxsize=65_536)  # the tagger knows 10,857 tags; people use more
 def _spaced(name: str) -> str:
     return one_tag(name.replace("_", " "))
 
 
 def _custom_tags(facts: CaptionFacts, profile: Profile) -> list[str]:
-    """The tags that the kind of the source adds; one whose fields are not known is left out."""
+    """The tags that the kind of the source adds, one whose fields are not known left out, and then the source's own."""
     named = {"artist": facts.artist, "title": facts.title, "short_title": facts.short_title}
     known = {field: fit for field, value in named.items() if value and (fit := one_tag(value))}
     tags = []
@@ -164,7 +205,7 @@ def _custom_tags(facts: CaptionFacts, profile: Profile) -> list[str]:
             except KeyError:
                 continue
             break
-    return tags
+    return tags + [one_tag(tag) for tag in facts.source_tags]
 
 
 def _kohya_block(facts: CaptionFacts, words: Words, *, part: CaptionPart) -> list[str]:

@@ -13,12 +13,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
+import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from sote.cluster import recipe as recipes
 from sote.cluster.errors import RecipeError
 from sote.cluster.recipe import Part
 from sote.data.recipe import SourceKind
+from sote.data.schema import RATINGS
 
 SHIPPED = Path(__file__).parent / "profiles"
 FIELDS = frozenset({"artist", "title", "short_title"})  # what a custom tag may name
@@ -61,6 +63,11 @@ class Scale(Part):
         if twice := [word for word in words if words.count(word) > 1]:
             raise ValueError(f"the word {twice[0]!r} stands twice, each step must have its own")
         return self
+
+    @cached_property
+    def stored_steps(self) -> tuple[tuple[float, str], ...]:
+        """The steps with their bounds as float32, the type that scores are stored in."""
+        return tuple((float(np.float32(bound)), word) for bound, word in self.steps)
 
 
 class Years(Part):
@@ -121,6 +128,17 @@ class Profile(Part):
             if newer.first <= older.last:
                 raise ValueError(f"years: {older.word!r} and {newer.word!r} both hold {newer.first}")
         return self
+
+    @cached_property
+    def vocabulary(self) -> frozenset[str]:
+        """Every word that a score, a year or a rating can become, and the tagger's names of the ratings.
+
+        With the author's early spelling, which his captions have up to 2024-03-17: "very asthetic".
+        """
+        words = [word for scale in (self.aesthetic, self.quality) for _, word in scale.steps]
+        words += [self.aesthetic.rest, self.quality.rest, *self.rating.in_order, *RATINGS]
+        words += [years.word for years in self.years]
+        return frozenset((*words, *(word.replace("aesthetic", "asthetic") for word in words)))
 
     @cached_property
     def kaomoji_set(self) -> frozenset[str]:

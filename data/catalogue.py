@@ -1,26 +1,37 @@
 """All rows of a run as one file: `catalogue.parquet`, one row for every file that was looked at.
 
 A row's `error` is the first error of any stage, `skip_reason` the first skip; a row with neither is picked. The file is
-written shard by shard, so six million rows never lie in memory together.
+written some shards at a time, so six million rows never lie in memory together.
 Reads: every stage's columns. Writes: pick, repeat, skip_reason, error.
 
 Kind: pure, but for files.
 """
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
-from sote.cluster import storage
+from sote.cluster import logs, storage
 from sote.data import schema
 from sote.data.shards import Work
 
+pc: Any = pyarrow.compute  # its stubs lack overloads that are used here
+
 ERRORS = ("index_error", "decode_error", "score_error", "tag_error", "text_error", "latents_error")
 SKIPS = ("index_skip", "decode_skip", "duplicates_skip", "select_skip", "latents_skip")
+STAGES = tuple(dict.fromkeys(column.stage for column in schema.COLUMNS if column.stage != "catalogue"))
+
+# A row group is whole shards, this many rows or a few more: about 2.5 kB a row in memory, 1 kB in the file. Readers
+# hold one at a time, and the footer of six million rows stays below 2 MB.
+GROUP_ROWS: Final = 32_768
+# Hardly two rows have the same value: no dictionary is tried for them.
+UNLIKE: Final = {"id", "uri", "phash", "keeper", "text", "caption", "duplicate_group", "latent_offset", "vqgan_offset"}
 
 
 @dataclass
@@ -47,33 +58,84 @@ class Count:
 def write(work: Work) -> Count:
     """Write `catalogue.parquet` of a run all of whose stages are committed; returns how its rows ended."""
     count = Count()
+    alike = list(_alike(schema.CATALOGUE))
     with (
+        logs.progress("catalogue", work.row_count()) as advance,
         storage.atomic(work.folder.catalogue) as path,
-        pq.ParquetWriter(path, schema.CATALOGUE, compression="zstd") as to,
+        pq.ParquetWriter(path, schema.CATALOGUE, compression="zstd", use_dictionary=alike) as to,  # type: ignore[arg-type]
     ):
-        for shard in range(work.shard_count()):
-            table = shard_table(work, shard)
-            to.write_table(table)
+        for table in _groups(_tables(work)):
+            to.write_table(table, row_group_size=max(table.num_rows, 1))
             _add(count, table)
+            advance(table.num_rows)
     return count
 
 
 def shard_table(work: Work, shard: int) -> pa.Table:
     """The catalogue's rows of one shard."""
     columns: dict[str, Any] = {}
-    for stage in dict.fromkeys(column.stage for column in schema.COLUMNS if column.stage != "catalogue"):
-        table = pq.read_table(work.folder.rows(stage, shard))
-        columns |= {name: table[name] for name in table.column_names}
+    wanted = {*schema.CATALOGUE.names, *ERRORS, *SKIPS, "select_repeat"}
+    for stage in STAGES:
+        names = [name for name in schema.written_by(stage).names if name in wanted]
+        table = pq.read_table(work.folder.rows(stage, shard), columns=names, use_threads=False)
+        columns |= {name: table[name] for name in names}
     error = pc.coalesce(*(columns[name] for name in ERRORS))
     skip = pc.if_else(pc.is_null(error), pc.coalesce(*(columns[name] for name in SKIPS)), pa.scalar(None, pa.string()))
     pick = pc.and_(pc.is_null(error), pc.is_null(skip))
-    repeat = pc.if_else(pick, columns["select_repeat"], pa.scalar(0, pa.int32()))
-    columns |= {"error": error, "skip_reason": skip, "pick": pick, "repeat": repeat}
+    columns |= {
+        "error": error,
+        "skip_reason": skip,
+        "pick": pick,
+        "repeat": pc.if_else(pick, columns["select_repeat"], pa.scalar(0, pa.int32())),
+        "sets": pc.if_else(pick, columns["sets"], pa.scalar(None, schema.NAMES)),
+    }
     return pa.table({name: columns[name] for name in schema.CATALOGUE.names}).cast(schema.CATALOGUE)
+
+
+def _tables(work: Work) -> Iterator[pa.Table]:
+    """Every shard's rows in order; the next shard is read while one is written."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = None
+        for shard in range(work.shard_count()):
+            last, coming = coming, reader.submit(shard_table, work, shard)
+            if last is not None:
+                yield last.result()
+        if coming is not None:
+            yield coming.result()
+
+
+def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Shards put together until they are a row group."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(each.num_rows for each in held) >= GROUP_ROWS:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _alike(wanted: pa.Schema) -> Iterator[str]:
+    """The paths of the columns whose values repeat, as Parquet names them: a dictionary makes them small."""
+    for column in wanted:
+        if column.name not in UNLIKE:
+            yield from _leaves(column.name, column.type)
+
+
+def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:
+    if isinstance(kind, pa.ListType | pa.FixedSizeListType):
+        yield from _leaves(f"{path}.list.element", kind.value_type)
+    elif isinstance(kind, pa.StructType):
+        for at in range(kind.num_fields):
+            yield from _leaves(f"{path}.{kind.field(at).name}", kind.field(at).type)
+    elif not pa.types.is_floating(kind):
+        yield path
 
 
 def _add(count: Count, table: pa.Table) -> None:
     count.rows += table.num_rows
     count.picked += pc.sum(table["pick"]).as_py() or 0
-    count.skips.update(reason for reason in table["skip_reason"].to_pylist() if reason)
-    count.errors.update(reason for reason in table["error"].to_pylist() if reason)
+    for column, reasons in (("skip_reason", count.skips), ("error", count.errors)):
+        for line in pc.value_counts(pc.drop_null(table[column])):
+            reasons[line["values"].as_py()] += line["counts"].as_py()

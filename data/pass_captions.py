@@ -1,91 +1,102 @@
-"""One pass without pixels: caption and select, made from what earlier stages found. No model is needed.
+"""Two passes without pixels: captions, then the selection among them. No model is needed.
 
-Reads: scores, tags, sidecar columns, text, errors and skips of earlier stages. Writes: caption's and select's columns.
+Captions are made shard by shard by all workers. The selection is of a few numbers a row, and some of its rules are
+about all rows at once: the driver does it, reading only the columns that it needs.
+Reads: what caption_rows and selection name. Writes: caption's and select's columns.
 
 Kind: wiring.
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from sote.cluster import logs
 from sote.cluster.storage import RunFolder
-from sote.data import caption, selection, shards
-from sote.data.caption_profile import Profile
-from sote.data.recipe import CurateRecipe, SelectPart, SourceKind
-from sote.data.shards import Row, Work
+from sote.data import caption_rows, schema, selection, shards
+from sote.data.caption_profile import load_profile
+from sote.data.recipe import CurateRecipe
+from sote.data.selection import Cutoffs, Ranking
+from sote.data.shards import Work
 
-STAGES = ("caption", "select")
-CAPTION_COLUMNS = ("aesthetic_score", "quality_score", "rating", "tags", "year", "text", "source")
-SIDECAR_COLUMNS = ("artist", "title", "short_title", "characters", "series")
-ERRORS = ("index_error", "decode_error", "score_error", "tag_error", "text_error")
-SKIPS = ("index_skip", "decode_skip", "duplicates_skip")
+NAMES_OF_TAGS = ["tags.list.element.name", "tags.list.element.category"]  # read as numbers into a list of names
 
 
 def run(work: Work) -> None:
-    """Bring caption and select up to date for every shard that lacks one of them."""
-    pending = sorted({shard for stage in STAGES for shard in work.pending(stage)})
-    if not pending:
-        return
-    derive = Derive(work.folder, work.recipe)
-    with logs.progress("caption, select", sum(work.rows_in(shard) for shard in pending)) as advance:
-        for piece in shards.stream(shards.each(pending).map_batches(derive, batch_size=1)):
-            shard = int(piece["shard"])
-            for stage in STAGES:
-                work.commit(stage, shard, shards.from_bytes(piece[stage]), seconds=float(piece["seconds"]) / 2)
-            advance(work.rows_in(shard))
+    """Bring caption, then select, up to date for every shard that lacks them."""
+    if pending := work.pending("caption"):
+        with logs.progress("caption", sum(work.rows_in(shard) for shard in pending)) as advance:
+            for piece in shards.stream(
+                shards.each(pending).map_batches(Derive(work.folder, work.recipe), batch_size=1)
+            ):
+                shard, table = int(piece["shard"]), shards.from_bytes(piece["caption"])
+                work.commit("caption", shard, table, seconds=float(piece["seconds"]))
+                advance(table.num_rows)
+    select(work)
 
 
 @dataclass(frozen=True)
 class Derive:
-    """Captions and selects the rows of one shard, as a Ray Data function."""
+    """Captions the rows of one shard, as a Ray Data function."""
 
     folder: RunFolder
     recipe: CurateRecipe
 
     def __call__(self, batch: Any) -> dict[str, Any]:
         started, shard = time.monotonic(), int(batch["shard"][0])
-        rows = shards.read_rows(self.folder, shard, ("row", *CAPTION_COLUMNS, *SIDECAR_COLUMNS, *ERRORS, *SKIPS))
-        profile = caption.load_profile(self.recipe.caption.profile)
-        sources = {source.name: source for source in self.recipe.sources}
-        for row in rows:
-            source = sources[row["source"]]
-            row |= {"title": row["title"] or source.title, "short_title": row["short_title"] or source.short_title}
-            if row["tags"] is not None:
-                row |= self._captioned(row, source.kind, profile)
-            row |= selected(row, self.recipe.select)
-        tables = {stage: shards.to_bytes(shards.table_of(stage, rows)) for stage in STAGES}
-        return shards.batch_of({"shard": shard, "seconds": time.monotonic() - started} | tables)
-
-    def _captioned(self, row: Row, kind: SourceKind, profile: Profile) -> Row:
-        facts = caption.CaptionFacts(
-            aesthetic_score=row["aesthetic_score"],
-            quality_score=row["quality_score"],
-            rating=tuple(row["rating"].values()) if row["rating"] else None,
-            tags=tuple((tag["name"], tag["probability"], tag["category"]) for tag in row["tags"]),
-            year=row["year"],
-            source_kind=kind,
-            artist=row["artist"],
-            title=row["title"],
-            short_title=row["short_title"],
-            characters=tuple(row["characters"] or ()),
-            series=tuple(row["series"] or ()),
-            text=row["text"],
-        )
-        made = caption.caption(facts, profile, part=self.recipe.caption)
-        return {"caption": made.text, "caption_tags": list(made.tags), "words": made.words}
+        table = captioned(self.folder, shard, self.recipe)
+        cells = {"shard": shard, "seconds": time.monotonic() - started, "caption": shards.to_bytes(table)}
+        return shards.batch_of(cells)
 
 
-def selected(row: Row, part: SelectPart) -> Row:
-    """select's columns of one row. The reasons of earlier stages stay where they are."""
-    facts = selection.SelectFacts(
-        errors=[row[name] for name in ERRORS],
-        skips=[row[name] for name in SKIPS],
-        caption_tags=row.get("caption_tags") or (),
-        aesthetic_score=row["aesthetic_score"],
-        quality_score=row["quality_score"],
-    )
-    chosen = selection.select(facts, part)
-    reason = chosen.skip_reason
-    return {"select_repeat": chosen.repeat, "select_skip": reason if reason not in facts.skips else None}
+def captioned(folder: RunFolder, shard: int, recipe: CurateRecipe) -> pa.Table:
+    """caption's table of one shard."""
+    table = _read(folder, shard, ("row", *caption_rows.COLUMNS))
+    profile = load_profile(recipe.caption.profile)
+    sources = {source.name: source for source in recipe.sources}
+    made = caption_rows.captions(table, profile, part=recipe.caption, sources=sources)
+    return pa.table({"row": table["row"], **made}).select(schema.written_by("caption").names)
+
+
+def select(work: Work) -> None:
+    """Bring select up to date for every shard that lacks it; all captions are there."""
+    pending = work.pending("select")
+    if not pending:
+        return
+    found = cutoffs(work.folder, work.recipe, work.shard_count())
+    with logs.progress("select", sum(work.rows_in(shard) for shard in pending)) as advance:
+        for shard in pending:
+            started = time.monotonic()
+            table = _read(work.folder, shard, ("row", *selection.COLUMNS))
+            made = selection.select(table, work.recipe.select, cutoffs=found)
+            work.commit("select", shard, made.append_column("row", table["row"]), seconds=time.monotonic() - started)
+            advance(table.num_rows)
+
+
+def cutoffs(folder: RunFolder, recipe: CurateRecipe, shard_count: int) -> Cutoffs:
+    """What the rules about all rows take, from every shard's captions, whichever shards are pending."""
+    if not Ranking.is_needed(recipe.select):
+        return Cutoffs()
+    ranking = Ranking(recipe.select)
+    with logs.progress("select: best rows", shard_count, unit="shards") as advance:
+        for shard in range(shard_count):
+            ranking.add(_read(folder, shard, selection.COLUMNS))
+            advance(1)
+    return ranking.cutoffs()
+
+
+def _read(folder: RunFolder, shard: int, columns: Iterable[str]) -> pa.Table:
+    """The named columns of one shard, each from the stage that writes it."""
+    by_stage: dict[str, list[str]] = {}
+    for name in columns:
+        by_stage.setdefault(schema.BY_NAME[name].stage, []).append(name)
+    found: dict[str, Any] = {}
+    for stage, names in by_stage.items():
+        path = folder.rows(stage, shard)
+        table = pq.read_table(path, columns=names, read_dictionary=NAMES_OF_TAGS if stage == "tag" else None)
+        found |= {name: table[name] for name in names}
+    return pa.table(found)

@@ -54,4 +54,4 @@ def _on_scale(score: float | None, scale: Scale) -> str | None:
     if score is None or math.isnan(score):
         return None
     stored = float32(score)
-    return next((word for bound, word in scale.steps if stored > float32(bound)), scale.rest)
+    return next((word for bound, word in scale.stored_steps if stored > bound), scale.rest)

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from sote.data.caption import SEPARATOR, CaptionFacts, caption, load_profile, one_tag, split_series
-from sote.data.recipe import CaptionPart
+from sote.cluster.errors import RecipeError
+from sote.data.caption import SEPARATOR, CaptionFacts, caption, check_source, load_profile, one_tag, split_series
+from sote.data.recipe import CaptionPart, Source
 
 CARD = load_profile("sote-v1")
 SCRIPT = load_profile("sote-v1-script")
@@ -196,6 +197,57 @@ def test_the_nineteen_kaomoji_keep_their_underscores_and_other_tags_do_not() -> 
     assert caption(facts, CARD, part=PART).tags == (*kaomoji, "n n", "star (sky)")
 
 
+def test_a_sources_own_tags_follow_those_of_its_kind() -> None:
+    own = ("game cg", "a,b")
+    made = _tags(source_kind="wallpaper", source_tags=own)
+    assert made[2:7] == ("newest", "anime wallpaper", "game cg", "a b", POST.text)
+    assert _tags(source_kind="plain", source_tags=own, text=None)[2:6] == ("newest", "game cg", "a b", "nsfw")
+
+
+def test_a_source_says_its_date_word_where_no_year_is_known() -> None:
+    assert _tags(year=None, source_word="recent")[2] == "recent"
+    assert _tags(year=2023, source_word="recent")[2] == "newest"
+    assert _tags(year=2004, source_word="recent")[2] == POST.text, "a known year without a word has none"
+    made = caption(replace(POST, year=None, source_word="recent", source_kind="pixiv"), CARD, part=PART)
+    assert made.words["date"] == "recent"
+    assert "recent" not in made.tags
+
+
+def test_peoples_tags_come_last_and_are_not_said_twice() -> None:
+    given = ["1girl", "red_dress", "(o)_(o)", "ganyu", "Genshin Impact", "a,b\n{c}", " , ", "red dress"]
+    assert _tags(sidecar_tags=given)[-4:] == ("english text", "red dress", "Genshin Impact", "a b c")
+    both = caption(replace(POST, sidecar_tags=given), SCRIPT, part=PART).tags
+    assert both[-4:] == ("red dress", "Genshin Impact", "a b c", POST.text)
+
+
+def test_words_of_an_older_caption_among_peoples_tags_do_not_contradict_the_new_one() -> None:
+    older = ["very displeasing", "low quality", "oldest", "explicit", "questionable", "sensitive", "extremely asthetic"]
+    assert _tags(sidecar_tags=[*older, "very_displeasing", "hat"]) == (*_tags(), "hat")
+
+
+def test_a_kohya_profile_takes_peoples_tags_too() -> None:
+    plain = caption(POST, KOHYA, part=PART).tags
+    assert caption(replace(POST, sidecar_tags=["hat", "1girl", "hat"]), KOHYA, part=PART).tags == (*plain, "hat")
+
+
+def test_a_source_must_fit_the_profile() -> None:
+    source = Source(name="old", path="pictures", date_word="oldest", tags=("art book", "scan"))
+    check_source(source, CARD)
+    for changed, says in (
+        (
+            {"date_word": "ancient"},
+            "sources: old: date_word: 'ancient' is no word of the profile's years; known: newest,",
+        ),
+        ({"tags": ("a, b",)}, "sources: old: tags: 'a, b' must be one tag, .*; write 'a b'"),
+        ({"tags": ("ok", "{")}, "sources: old: tags: '{' must be one tag, .*; leave it out"),
+        ({"tags": ("",)}, "sources: old: tags: ''"),
+        ({"tags": (" a\n",)}, "write 'a'"),
+    ):
+        with pytest.raises(RecipeError, match=says) as caught:
+            check_source(source.model_copy(update=changed), CARD)
+        assert "\n" not in str(caught.value)
+
+
 def test_no_caption_holds_an_unfit_tag_whatever_goes_in() -> None:
     draw = random.Random(0)
     signs = "ab_(),{}|\n\r\t \x00\x85\u200b\u2028\ud83d^é漢🙂\"'"
@@ -219,6 +271,8 @@ def test_no_caption_holds_an_unfit_tag_whatever_goes_in() -> None:
             short_title=draw.choice([None, name()]),
             characters=names(),
             series=names(),
+            sidecar_tags=names(),
+            source_tags=names(),
             text=draw.choice([None, f'The text says "{name()}"']),
         )
         profile = draw.choice([CARD, SCRIPT])
