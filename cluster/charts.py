@@ -67,6 +67,14 @@ def bars(items: Sequence[tuple[str, float]], *, values: Sequence[str] | None = N
     return tag("ul", *rows, class_="bars")
 
 
+def stack(parts: Sequence[tuple[str, int]], *, whole: int, label: str) -> Html:
+    """One bar cut into parts, each with its class in the stylesheet; of `whole`, which fills it."""
+    pieces = [
+        tag("i", class_=style, style=f"width:{100 * count / max(whole, 1):.2f}%") for style, count in parts if count
+    ]
+    return tag("span", *pieces, class_="stack", role="img", aria_label=label)
+
+
 def columns(items: Sequence[tuple[str, int]]) -> Html:
     """Upright bars with their names below and their counts above, the highest full."""
     most = max((value for _, value in items), default=0) or 1
@@ -109,6 +117,30 @@ def ladder(counts: Sequence[int], picked: Sequence[int], *, bands: Sequence[Band
         tag("div", _svg(join([*rules, *shapes]), label), class_="plot"),
         tag("ol", *names),
         class_="ladder",
+    )
+
+
+def histogram(counts: Sequence[int], *, width: int, marks: Sequence[tuple[int, str]], label: str) -> Html:
+    """A histogram from 0 to the right, of bins `width` wide, with named marks; what lies beyond the last is paler."""
+    bins = max(len(counts), max((-(-at // width) for at, _ in marks), default=0), 1)
+    most, end, last = max(counts, default=0) or 1, bins * width, max((at for at, _ in marks), default=0)
+    shapes = [
+        tag("rect", x=f"{100 * at / bins:.3f}", width=f"{100 / bins * 5 / 6:.3f}", y=f"{100 - 100 * count / most:.3f}",
+            height=f"{100 * count / most:.3f}", class_="pick" if at * width < last else "all")
+        for at, count in enumerate(counts) if count
+    ]  # fmt: skip
+    rules = [tag("line", x1=f"{100 * at / end:.3f}", x2=f"{100 * at / end:.3f}", y1=0, y2=100) for at, _ in marks]
+    names = [
+        tag("span", tag("b", number(at)), tag("small", f" {name}"), style=f"left:{100 * at / end:.2f}%")
+        for at, name in marks
+    ]
+    ticks = [x for x in round_ticks(0, end) if x <= end]
+    return tag(
+        "div",
+        tag("div", *names, class_="marks"),
+        tag("div", _svg(join([*shapes, *rules]), label), class_="plot"),
+        tag("div", *(tag("span", _plain(x), style=f"left:{_at(x, 0, end)}%") for x in ticks), class_="below"),
+        class_="histogram",
     )
 
 

@@ -7,6 +7,7 @@ Kind: pure.
 """
 
 import base64
+import hashlib
 import html
 import io
 import math
@@ -18,8 +19,8 @@ from PIL import Image
 
 from sote.cluster.stylesheet import STYLESHEET
 
-VOID: Final = frozenset({"br", "hr", "img", "link", "meta"})
-# Only what stands in the page itself: pictures as data URIs, styles inline, no script.
+VOID: Final = frozenset({"br", "hr", "img", "input", "link", "meta"})
+# Only what stands in the page itself: pictures as data URIs, styles inline, scripts only by their hash.
 POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 ICON: Final = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'>"
@@ -40,12 +41,22 @@ Node = Html | str | int | float | None
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page. `key` is its anchor and its name in the list on top; `lead` stands below the title."""
+    """One part of the page. `key` is its anchor and its name in the list on top; `lead` stands below the title.
+
+    `script` is what it needs to be handy; without it the section must still say all that it has to say.
+    """
 
     key: str
     title: str
     lead: Html
     body: Html
+    script: str | None = None
+
+    def _repr_html_(self) -> str:
+        """The section with its looks, for a notebook's cell; the style reaches no further."""
+        style = STYLESHEET.replace(":root", ":scope").replace("\nbody {", "\n:scope {")
+        inside = [tag("style", Html(f"@scope (.sote) {{{style}}}")), _section(self)]
+        return tag("div", *inside, _script(self.script) if self.script else None, class_="sote")
 
 
 @dataclass(frozen=True)
@@ -123,21 +134,31 @@ def counted(count: int, one: str, many: str | None = None) -> str:
     return f"{number(count)} {one if count == 1 else many or one + 's'}"
 
 
+def code(words: str) -> Html:
+    """What is typed as it stands, such as a command."""
+    return tag("code", words)
+
+
 def nothing(sentence: str) -> Html:
     """What stands where there is nothing yet: one sentence."""
     return tag("p", sentence, class_="nothing")
 
 
-def table(head: Sequence[Node], rows: Iterable[Sequence[Node]], *, numbers_from: int = 1) -> Html:
-    """A table; columns from `numbers_from` on are numbers, to the right. It scrolls by itself where it is too wide.
+def table(
+    head: Sequence[Node], rows: Iterable[Sequence[Node]], *, numbers_from: int = 1, words_from: int | None = None
+) -> Html:
+    """A table; the columns from `numbers_from` up to `words_from` are numbers, to the right.
 
-    Without a `head` there is no line of names.
+    It scrolls by itself where it is too wide. Without a `head` there is no line of names.
     """
-    tops = [tag("th", cell, class_="n" if at >= numbers_from else None, scope="col") for at, cell in enumerate(head)]
-    lines = [
-        tag("tr", *(tag("td", cell, class_="n" if at >= numbers_from else None) for at, cell in enumerate(row)))
-        for row in rows
-    ]
+
+    def style(at: int) -> str | None:
+        if words_from is not None and at >= words_from:
+            return "words"
+        return "n" if at >= numbers_from else None
+
+    tops = [tag("th", cell, class_=style(at), scope="col") for at, cell in enumerate(head)]
+    lines = [tag("tr", *(tag("td", cell, class_=style(at)) for at, cell in enumerate(row))) for row in rows]
     top = tag("thead", tag("tr", *tops)) if tops else None
     return tag("div", tag("table", top, tag("tbody", *lines)), class_="scroll")
 
@@ -148,9 +169,9 @@ def facts(pairs: Iterable[tuple[str, Node]], *, big: bool = False) -> Html:
     return tag("dl", *rows, class_="facts big" if big else "facts")
 
 
-def figure(picture: Html, *below: Node, class_: str | None = None) -> Html:
-    """A picture with what is said below it."""
-    return tag("figure", picture, tag("figcaption", *below) if below else None, class_=class_)
+def figure(picture: Html, *below: Node, class_: str | None = None, data_id: str | None = None) -> Html:
+    """A picture with what is said below it. `data_id` says to scripts what it shows."""
+    return tag("figure", picture, tag("figcaption", *below) if below else None, class_=class_, data_id=data_id)
 
 
 def picture(image: Image.Image, *, side: int, max_bytes: int, alt: str) -> Html:
@@ -183,11 +204,12 @@ def blank(words: str) -> Html:
 
 def page(*, title: str, header: Html, sections: Sequence[Section], footer: Html) -> str:
     """The whole page, ready to be written to a file."""
+    scripts = sorted({section.script for section in sections if section.script})
     icon = "data:image/svg+xml;base64," + base64.b64encode(ICON.encode()).decode("ascii")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", http_equiv="Content-Security-Policy", content=_policy(scripts)),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", title),
@@ -201,8 +223,20 @@ def page(*, title: str, header: Html, sections: Sequence[Section], footer: Html)
         tag("nav", *links, aria_label="Sections"),
         tag("main", *(_section(section) for section in sections)),
         tag("footer", footer),
+        *map(_script, scripts),
     )
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """POLICY, and that only these scripts may run: browsers compare their hashes (W3C, CSP Level 3)."""
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii") for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"{POLICY}; script-src {allowed}" if allowed else POLICY
+
+
+def _script(script: str) -> Html:
+    return tag("script", Html(script))
 
 
 def _section(section: Section) -> Html:

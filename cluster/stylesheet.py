@@ -39,7 +39,9 @@ img { display: block; max-width: 100%; height: auto; border-radius: 3px; backgro
 figure { margin: 0; }
 ul, ol { list-style: none; margin: 0; padding: 0; }
 dl, dd { margin: 0; }
-code { font: .86em var(--mono); }
+code { font: .86em var(--mono); overflow-wrap: break-word; }
+.lead code { color: var(--ink); white-space: nowrap; }
+@media (max-width: 30rem) { .lead code { white-space: normal; } }
 summary { cursor: pointer; color: var(--accent); }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 3px; border-radius: 2px; }
 .n { text-align: right; white-space: nowrap; }
@@ -91,6 +93,7 @@ th { font-weight: 500; color: var(--soft); font-size: .8rem; text-align: left; v
 th, td { padding: .42rem 1.2rem .42rem 0; border-bottom: 1px solid var(--line); }
 th:last-child, td:last-child { padding-right: 0; }
 th.n, td.n { text-align: right; }
+th.words, td.words { padding: .42rem 1.2rem .42rem 0; min-width: 17rem; }
 tbody tr:hover { background: var(--glow); }
 
 .parameters { break-inside: avoid; margin-bottom: 2.2rem; }
@@ -106,7 +109,7 @@ tbody tr:hover { background: var(--glow); }
 .water { fill: var(--water); }
 .flow { fill: none; stroke: #fff; stroke-opacity: .2; stroke-width: 1; vector-effect: non-scaling-stroke; }
 .leaving { fill: var(--tint); }
-.words { padding: .15rem 0 1.6rem; }
+.river .words { padding: .15rem 0 1.6rem; }
 .words > p { margin: 0; }
 .words > p:first-child { display: flex; align-items: baseline; gap: .6rem; flex-wrap: wrap; }
 .words > p:first-child b { font: 500 1.75rem/1.1 var(--serif); font-variant-numeric: tabular-nums lining-nums; }
@@ -126,17 +129,24 @@ tbody tr:hover { background: var(--glow); }
 .bars i { display: block; height: 100%; background: var(--tint); border-radius: 0 2px 2px 0; }
 .bars .mark i { background: var(--accent); }
 .bars.wide li { grid-template-columns: minmax(5rem, 9rem) minmax(2rem, 1fr) minmax(9em, auto); }
+.stack { display: flex; height: .8rem; min-width: 9rem; background: var(--fill); border-radius: 2px; overflow: hidden; }
+.stack i { display: block; min-width: 1px; }
+.s5 { background: var(--accent); } .s4 { background: var(--tint); }
+.s3 { background: color-mix(in srgb, var(--soft) 90%, var(--paper)); }
+.s2 { background: color-mix(in srgb, var(--soft) 28%, var(--paper)); }
+.s1 { background: color-mix(in srgb, var(--soft) 46%, var(--paper)); }
+.s0 { background: color-mix(in srgb, var(--soft) 66%, var(--paper)); }
 @media (min-width: 52rem) { .twice { columns: 2; column-gap: clamp(2rem, 6vw, 5rem); } }
 .columns { display: flex; align-items: flex-end; gap: clamp(2px, .6vw, .5rem); height: 11rem; font-size: .78rem;
   overflow-x: auto; }
-.columns li { flex: 1 1 0; min-width: 2.1rem; height: 100%; display: flex; flex-direction: column;
+.columns li { flex: 1 1 0; min-width: 2.1rem; max-width: 6rem; height: 100%; display: flex; flex-direction: column;
   justify-content: flex-end; }
 .columns .n { text-align: center; color: var(--soft); }
 .columns i { display: block; min-height: 1px; flex-shrink: 1; background: var(--accent); border-radius: 2px 2px 0 0; }
 .columns .name { text-align: center; padding-top: .3rem; border-top: 1px solid var(--line); }
 
 /* histogram with bands */
-.ladder { display: grid; grid-template-columns: 2.6rem minmax(0, 1fr) minmax(8.6rem, 40%); height: 430px;
+.ladder { display: grid; grid-template-columns: 2.6rem minmax(0, 1fr) minmax(10.6rem, 40%); height: 430px;
   font-size: .86rem; }
 .ladder .ticks, .lines .ticks { position: relative; color: var(--soft); font-size: .76rem; }
 .ticks span { position: absolute; right: .6rem; transform: translateY(-50%); white-space: nowrap; }
@@ -156,6 +166,15 @@ tbody tr:hover { background: var(--glow); }
 .key .all { background: var(--tint); } .key .pick, .key .smooth { background: var(--accent); }
 .key .raw { background: var(--tint); }
 .key .smooth, .key .raw { height: 3px; vertical-align: .22rem; }
+
+/* histogram from left to right, with marks */
+.histogram { display: grid; grid-template-rows: 1.7rem 11rem 1.6rem; font-size: .82rem; margin-right: 3.5rem; }
+.histogram .marks, .histogram .below { position: relative; color: var(--soft); }
+.histogram .marks span { position: absolute; left: 0; padding-left: .35rem; white-space: nowrap; }
+.histogram .below { font-size: .76rem; }
+@media (max-width: 40rem) { .histogram { margin-right: 2rem; } .histogram .marks small { display: none; } }
+.histogram .plot { border-left: 0; border-bottom: 1px solid var(--soft); }
+.histogram .plot line { stroke: var(--soft); stroke-dasharray: 3 3; }
 
 /* lines */
 .lines { display: grid; grid-template-columns: 3.4rem minmax(0, 1fr); grid-template-rows: auto 9.5rem 1.6rem; }
@@ -198,6 +217,32 @@ figcaption small { display: block; margin-top: .2rem; }
 .group img, .group .blank { width: 100%; aspect-ratio: 4 / 3; object-fit: cover; min-height: 0; }
 .group .kept img, .group .kept .blank { outline: 2.5px solid var(--accent); outline-offset: 2px; }
 .group .kept figcaption b { color: var(--accent); }
+.reel { display: grid; grid-template-columns: 11rem minmax(0, 1fr); gap: .4rem 1.2rem; padding: .9rem 0;
+  border-top: 1px solid var(--line); }
+.reel .name { display: grid; align-content: start; }
+.film { display: flex; gap: .5rem; align-items: start; }
+.film figure { flex: 0 1 6.6rem; min-width: 3.6rem; }
+.film img, .film .blank { width: 100%; aspect-ratio: 1; object-fit: cover; min-height: 0; padding: .2rem; }
+.film img { padding: 0; }
+.film figcaption { text-align: center; color: var(--soft); font-size: .76rem; margin-top: .25rem; }
+.film .gap { flex: 1 1 auto; align-self: center; text-align: center; color: var(--soft); font-size: .76rem;
+  padding: 0 .2rem; }
+@media (max-width: 46rem) { .reel { grid-template-columns: minmax(0, 1fr); } .film { flex-wrap: wrap; }
+  .film figure { flex: 0 0 calc(25% - .4rem); } .film .gap { flex: 1 0 100%; text-align: left; }
+  .reel .name { display: flex; flex-wrap: wrap; gap: .1rem .8rem; align-items: baseline; } }
+
+/* search */
+.search label { display: grid; gap: .4rem; max-width: 34rem; margin-bottom: .7rem; font-size: .88rem; }
+.search label[hidden], .search li[hidden] { display: none; }
+.search input { font: inherit; font-size: 1.05rem; color: inherit; background: var(--fill); padding: .6rem .8rem;
+  border: 1px solid var(--line); border-radius: 4px; width: 100%; }
+.search output { color: var(--soft); font-size: .88rem; }
+.search ol { max-height: 30rem; overflow-y: auto; margin-top: .7rem; border: solid var(--line); border-width: 1px 0; }
+.search li { padding: .55rem 0; border-bottom: 1px solid var(--line); font-size: .88rem; line-height: 1.45;
+  content-visibility: auto; contain-intrinsic-size: auto 3.4rem; }
+.search li::after { content: ""; display: block; clear: both; }
+.search li small { display: block; }
+.search li img { float: left; width: 4.2rem; height: 4.2rem; object-fit: cover; margin-right: .9rem; }
 .painted { display: grid; gap: 1.4rem clamp(1.6rem, 4vw, 3.2rem); align-items: start; }
 .painted + .painted { margin-top: 3rem; }
 @media (min-width: 46rem) { .painted { grid-template-columns: minmax(0, 1fr) minmax(0, 1.1fr); } }

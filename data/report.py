@@ -1,27 +1,27 @@
-"""The curation's part of the report: the river of files, scores, tags, sample pictures, duplicates, time.
+"""The curation's part of the report: the river of files, what trains, scores, tags, pictures, duplicates, time.
 
-Reads: catalogue.parquet, metrics.jsonl (lines of kind "stage"), the resolved recipe of `curate`, the pictures.
+Reads: catalogue.parquet, metrics.jsonl (lines of kind "stage" and "engine"), the resolved recipe of `curate`, the
+index, the pictures.
 
 Kind: pure, but for files.
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sote.cluster import charts, logs, recipe
-from sote.cluster.charts import Band, Step
+from sote.cluster.charts import Step
 from sote.cluster.page import Chapter, Html, Section, counted, duration, escape, join, number, share, table, tag
 from sote.cluster.storage import RunFolder
-from sote.data import gallery, schema
-from sote.data.caption_profile import Scale, load_profile
+from sote.data import gallery, report_counts, report_training, sheets
+from sote.data.caption_profile import load_profile
+from sote.data.gallery import Album
 from sote.data.recipe import CurateRecipe
 from sote.data.survey import UNEXPLAINED, Limits, Survey, survey
 
-MOST_TAGS: Final = 30
-MOST_BUCKETS: Final = 12
 TOO_SMALL: Final = "decode: fewer than"  # data/decode.py: the reason that the rule of size gives
+LOST: Final = ("unreadable", "too small", "duplicate", "not scored", "not selected")  # what left at each of STEPS
 SECONDS_SHOWN: Final = 1.0  # a stage that took less has no rate worth saying
 
 # The river: what is there after each step, and whether a reason belongs to it. The last one takes what is left.
@@ -35,24 +35,48 @@ STEPS: Final = (
 
 
 def chapter(folder: RunFolder) -> Chapter | None:
-    """What the curation of a run has to say; None if it has neither a catalogue nor a committed shard."""
-    time = stage_times(folder)
+    """What the curation of a run has to say; None if it has neither a catalogue nor a committed shard.
+
+    Raises RunFolderError if another version of Sote wrote the catalogue.
+    """
+    time = [_time(times, engines(folder))] if (times := stage_times(folder)) else []
     if not folder.catalogue.exists():
         story = "The pictures are not all curated yet: there is no catalogue."
-        return Chapter(story=story, sections=(_time(time),)) if time else None
-    curation = recipe.load(folder.recipe("curate"), CurateRecipe)
-    limits = Limits(
-        general_threshold=curation.caption.general_threshold, character_threshold=curation.caption.character_threshold
-    )
-    found = survey(folder.catalogue, limits)
-    sections = [funnel(found), _scores(found, curation.caption.profile), _tags(found)]
-    sections += [gallery.samples(found), gallery.refused(found), gallery.duplicates(found)]
+        return Chapter(story=story, sections=tuple(time)) if time else None
+    curation, found = read(folder)
+    album = Album()
     return Chapter(
         story=f"Of {counted(found.rows, 'file')}, {number(found.picked)} were picked to train on.",
         numbers=(("files in", number(found.rows)), ("picked", number(found.picked))),
-        sections=(*sections, *([_time(time)] if time else [])),
-        strip=gallery.strip(found),
+        sections=(*_sections(found, curation, album), *time),
+        strip=gallery.strip(found, album),
     )
+
+
+def read(folder: RunFolder) -> tuple[CurateRecipe, Survey]:
+    """The recipe of a run's curation, and the survey of its catalogue by the thresholds of that recipe."""
+    curation = recipe.load(folder.recipe("curate"), CurateRecipe)
+    part = curation.caption
+    limits = Limits(general_threshold=part.general_threshold, character_threshold=part.character_threshold)
+    return curation, survey(folder, limits)
+
+
+def _sections(found: Survey, curation: CurateRecipe, album: Album) -> list[Section]:
+    profile = load_profile(curation.caption.profile)
+    return [
+        funnel(found),
+        report_training.trains(found, curation.select),
+        report_counts.scores(found, profile),
+        sheets.words(found, album, profile),
+        report_counts.tags(found),
+        report_counts.characters(found),
+        report_counts.dates(found),
+        report_counts.lengths(found),
+        gallery.samples(found, album),
+        gallery.refused(found, album),
+        gallery.duplicates(found, album, keep=curation.duplicates.keep),
+        report_training.search(found),
+    ]
 
 
 def step_of(reason: str) -> int:
@@ -85,91 +109,50 @@ def funnel(found: Survey) -> Section:
     whole = found.rows == found.picked + aside and not reasons[UNEXPLAINED]
     end = "None is missing." if whole else f"{number(reasons[UNEXPLAINED])} have no reason, which is a fault of Sote."
     lead = (
-        f"Every file that was looked at, and where it is now: {share(found.picked, found.rows)} are trained on, "
-        f"{counted(found.repeats, 'image')} in an epoch with repeats."
+        f"Every file that was looked at, and where it is now: {share(found.picked, found.rows)} are trained on. The "
+        "step and the source that lose the most are where to look first."
     )
-    body = join([
+    body = [
         charts.river(steps_of(found)),
         tag("p", tag("b", says), " ", end, class_="sum"),
         tag("div", tag("h3", "By source"), _by_source(found), class_="block"),
-    ])  # fmt: skip
-    return Section("river", "From files to picked pictures", escape(lead), body)
+        _shared_stems(found),
+    ]
+    return Section("river", "From files to picked pictures", escape(lead), join(body))
 
 
 def _by_source(found: Survey) -> Html:
     rows = []
     for source in [*found.sources(), None]:
-        reasons = found.reasons(source)
-        lost = Counter[int]()
-        for reason, count in reasons.items():
-            lost[step_of(reason)] += count
+        lost = _lost(found, source)
         files = sum(count for (where, _), count in found.outcomes.items() if source in (None, where))
-        picked = files - sum(reasons.values())
-        rows.append((source or tag("b", "all"), number(files), *(number(lost[at]) for at in range(5)), number(picked),
+        picked = files - sum(lost)
+        parts = [("s5", picked), *((f"s{at}", lost[at]) for at in reversed(range(len(STEPS))))]
+        bar = charts.stack(parts, whole=files, label=f"{number(picked)} of {number(files)} picked")
+        rows.append((source or tag("b", "all"), bar, number(files), *map(number, lost), number(picked),
                      share(picked, files)))  # fmt: skip
-    head = ("source", "files", "unreadable", "too small", "duplicate", "not scored", "not selected", "picked", "share")
-    return table(head, rows if len(rows) > 2 else rows[:1])
+    head = ("source", "", "files", *LOST, "picked", "share")
+    legend = charts.key([("s5", "picked"), *((f"s{at}", LOST[at]) for at in reversed(range(len(STEPS))))])
+    return Html(table(head, rows if len(rows) > 2 else rows[:1], numbers_from=2) + legend)
 
 
-def _scores(found: Survey, profile_name: str) -> Section:
-    profile = load_profile(profile_name)
-    pairs = [
-        tag("div", tag("h3", title), charts.ladder(
-            [int(count) for count in found.scores[f"{name}_score"].every],
-            [int(count) for count in found.scores[f"{name}_score"].picked],
-            bands=bands(scale, found.words[name]), label=title))
-        for title, name, scale in (
-            ("Aesthetic", "aesthetic", profile.aesthetic), ("Quality", "quality", profile.quality)
-        )
-    ]  # fmt: skip
-    lead = (
-        "What the two models gave, from 0 at the foot to 1, and the words that scores become in a caption. "
-        "The numbers at the right count the pictures that carry the word."
+def _lost(found: Survey, source: str | None) -> list[int]:
+    """How many files of a source leave the river at each of STEPS."""
+    lost = Counter[int]()
+    for reason, count in found.reasons(source).items():
+        lost[step_of(reason)] += count
+    return [lost[at] for at in range(len(STEPS))]
+
+
+def _shared_stems(found: Survey) -> Html | None:
+    if not (shared := found.index.shared_stems):
+        return None
+    by_source = ", ".join(f"{source} {number(count)}" for source, count in sorted(shared.items()))
+    says = (
+        f"Pictures with the stem of another picture in their folder: {number(shared.total())} ({by_source}). A sidecar "
+        "named by the stem alone may belong to either; rename the pictures, or the sidecars to the whole name."
     )
-    legend = charts.key((("pick", "picked"), ("all", "set aside")))
-    return Section("scores", "Scores and their words", escape(lead), join([tag("div", *pairs, class_="pair"), legend]))
-
-
-def bands(scale: Scale, counts: Counter[str]) -> list[Band]:
-    """The words of a scale as bands from 0 to 1, lowest first, with how many rows carry each."""
-    bounds = [1.0, *(bound for bound, _ in scale.steps), 0.0]
-    names = [*(word for _, word in scale.steps), scale.rest]
-    found = [
-        Band(name, low, high, counts[name]) for name, (high, low) in zip(names, pairwise(bounds), strict=True)
-    ]  # fmt: skip
-    return found[::-1]
-
-
-def _tags(found: Survey) -> Section:
-    common = sorted(found.tags.items(), key=lambda item: (-item[1], item[0]))[:MOST_TAGS]
-    lead = (
-        f"{counted(len(found.tags), 'different tag')} on {counted(found.tagged, 'tagged picture')}, above the "
-        f"thresholds of the caption. The {len(common)} most common:"
-    )
-    named = [(name.replace("_", " "), count) for name, count in common]
-    years = [(str(year), found.years[year]) for year in _span(found.years)]
-    ratings = [(name, found.ratings[name]) for name in schema.RATINGS]
-    buckets = sorted(found.buckets.items(), key=lambda item: (-item[1], item[0]))[:MOST_BUCKETS]
-    dates = [(word, count) for word, count in found.words["date"].most_common()]
-    blocks = [
-        ("Ratings", charts.bars(ratings, marked=len(ratings))) if found.tagged else None,
-        ("Date words", charts.bars(dates, marked=len(dates))) if dates else None,
-        ("Most common buckets", charts.bars(buckets, marked=len(buckets))) if buckets else None,
-    ]
-    shown = [tag("div", tag("h3", block[0]), block[1]) for block in blocks if block is not None]
-    body = [tag("div", charts.bars(named, marked=len(named)), class_="twice")]
-    if years:
-        body.append(tag("div", tag("h3", "Years of the posts"), charts.columns(years), class_="block"))
-    body.append(tag("div", *shown, class_="pair block"))
-    return Section("tags", "Tags, ratings, years", escape(lead), join(body))
-
-
-def _span(years: Iterable[int]) -> list[int]:
-    """Every year from the first to the last; the known ones only, if they are more than half a century apart."""
-    known = sorted(years)
-    if not known or known[-1] - known[0] > 50:
-        return known
-    return list(range(known[0], known[-1] + 1))
+    return tag("p", says, class_="sum")
 
 
 def stage_times(folder: RunFolder) -> dict[str, dict[str, float]]:
@@ -189,16 +172,38 @@ def stage_times(folder: RunFolder) -> dict[str, dict[str, float]]:
     return found
 
 
-def _time(times: dict[str, dict[str, float]]) -> Section:
+def engines(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines about engines, one for each stage, node, device and engine: the last."""
+    last: dict[tuple[str, ...], dict[str, Any]] = {}
+    for line in logs.read_metrics(folder.metrics):
+        if line.get("kind") == "engine":
+            last[tuple(str(line.get(name)) for name in ("stage", "node", "device", "engine", "dtype"))] = line
+    return [last[key] for key in sorted(last)]
+
+
+def _time(times: dict[str, dict[str, float]], ran: Sequence[dict[str, Any]]) -> Section:
     items = [(stage, sums["seconds"]) for stage, sums in times.items()]
     values = [_pace(sums) for sums in times.values()]
     total = duration(sum(seconds for _, seconds in items))
     longest = max(items, key=lambda item: item[1])[0]
-    lead = f"{total} in all stages together; the longest is {longest}."
+    lead = f"{total} in all stages together; the longest is {longest}, which is where another machine helps first."
     failed = [f"{stage} {number(sums['failed'])}" for stage, sums in times.items() if sums["failed"]]
     body = [tag("div", charts.bars(items, values=values, marked=len(items)), class_="stages")]
     body += [tag("p", tag("small", f"Failed rows by stage: {', '.join(failed)}."))] if failed else []
+    body += [tag("div", tag("h3", "What the models ran on"), _engines(ran), class_="block")] if ran else []
     return Section("time", "Time of each stage", escape(lead), join(body))
+
+
+def _engines(ran: Sequence[dict[str, Any]]) -> Html:
+    head = ("stage", "node", "device", "engine", "dtype", "largest difference to float32")
+    names = ("stage", "node", "device", "engine", "dtype")
+    rows = [(*(str(line.get(name, "")) for name in names), _difference(line)) for line in ran]
+    return table(head, rows, numbers_from=5)
+
+
+def _difference(line: dict[str, Any]) -> str:
+    difference = line.get("max_difference")
+    return "" if difference is None else f"{float(difference):.2g}"
 
 
 def _pace(sums: dict[str, float]) -> str:

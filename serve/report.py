@@ -104,7 +104,7 @@ def _plain(value: object) -> str:
 
 def _picture(folder: RunFolder, line: Line, *, side: int, max_bytes: int) -> Html:
     """The image of a line, or a placeholder that says why it cannot be shown."""
-    image = opened(folder.root / str(line.get("file", "")))
+    image = opened(str((folder.root / str(line.get("file", ""))).resolve()))
     if isinstance(image, str):
         return blank(f"{line.get('file')}: {image}")
     return page.picture(image, side=side, max_bytes=max_bytes, alt=str(line.get("prompt", "")))

@@ -80,6 +80,27 @@ def test_the_page_forbids_loading_and_links_its_sections() -> None:
     assert "<script" not in text
 
 
+def test_a_script_may_run_only_by_its_hash_and_stands_once() -> None:
+    section = Section("a", "A", escape(""), tag("p", "x"), script="let a = '<&';")
+    text = page.page(title="t", header=escape(""), sections=[section, section], footer=escape(""))
+    # printf %s "let a = '<&';" | openssl dgst -sha256 -binary | base64
+    assert "script-src &#x27;sha256-xJ6uagBU6rXJVFvGhiqfs7FcrfNtOwwXgMJJdltD7Yo=&#x27;" in text
+    assert text.count("<script>let a = '<&';</script>") == 1
+
+
+def test_a_section_shows_itself_in_a_notebook_with_a_style_that_reaches_no_further() -> None:
+    shown = Section("a", "A & B", escape("lead"), tag("p", "x"))._repr_html_()
+    assert shown.startswith('<div class="sote"><style>@scope (.sote) {')
+    assert ":root" not in shown
+    assert "\nbody {" not in shown
+    assert "A &amp; B</h2>" in shown
+
+
+def test_a_table_has_numbers_to_the_right_and_words_after_them() -> None:
+    drawn = page.table(("name", "count", "rule"), [("a", 1, "<b>")], words_from=2)
+    assert '<td>a</td><td class="n">1</td><td class="words">&lt;b&gt;</td>' in drawn
+
+
 def test_labels_of_narrow_bands_are_moved_apart_in_order_and_stay_inside() -> None:
     bounds = [0, 0.01, 0.02, 0.03, 0.97, 0.98, 0.99, 1]
     bands = [Band(f"word {at}", low, high, at) for at, (low, high) in enumerate(pairwise(bounds))]
@@ -124,6 +145,21 @@ def test_a_line_chart_leaves_out_what_is_not_finite_and_says_so_if_nothing_is_le
     assert drawn.count("polyline") == 2
     assert len(re.findall(r'points="([^"]*)"', drawn)[0].split()) == 2
     assert "no finite value" in charts.lines([Curve([1], [math.nan], "raw")], label="Loss")
+
+
+def test_a_histogram_draws_marks_where_they_are_and_what_lies_beyond_the_last_paler() -> None:
+    drawn = charts.histogram([0, 3, 1, 2], width=10, marks=[(20, "one"), (25, "two")], label="tokens")
+    assert re.findall(r'<rect x="([\d.]+)".*?class="(\w+)"', drawn) == [
+        ("25.000", "pick"), ("50.000", "pick"), ("75.000", "all"),
+    ]  # fmt: skip
+    assert re.findall(r'<line x1="([\d.]+)"', drawn) == ["50.000", "62.500"]
+    wide = charts.histogram([1], width=10, marks=[(77, "one")], label="tokens")
+    assert 'width="10.417"' in wide  # eight bins, so that the mark is inside
+
+
+def test_the_parts_of_a_stack_are_of_the_whole() -> None:
+    drawn = charts.stack([("s5", 3), ("s4", 0), ("s0", 1)], whole=4, label="three of four")
+    assert re.findall(r'class="(s\d)" style="width:([\d.]+)%"', drawn) == [("s5", "75.00"), ("s0", "25.00")]
 
 
 def test_a_river_folds_rare_reasons_away_but_keeps_every_one() -> None:
