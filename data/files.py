@@ -8,6 +8,7 @@ Kind: pure, but for reading files.
 """
 
 import errno
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ def absolute(path: str) -> str:
     """A path or URI of the user's as rows name it: `~` expanded and absolute, or the URI; no slash at the end."""
     path = LOCAL.sub("", path)
     if is_local(path):
-        return str(Path(path).expanduser().absolute())
+        return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111  # Path raises for an unknown ~user
     return path.rstrip("/") if not path.endswith("://") else path
 
 
@@ -103,8 +104,8 @@ def opened(uri: str) -> Iterator[IO[bytes]]:
         return
     filesystem, path = _remote(uri)
     with _as_os_errors(uri):
-        file = filesystem.open(path, "rb")
-    with file:
+        there = filesystem.open(path, "rb")
+    with there, io.BufferedReader(_Reader(there, uri)) as file:
         yield file
 
 
@@ -117,7 +118,9 @@ def read(uri: str, *, start: int = 0, length: int | None = None) -> bytes:
             return file.read() if length is None else _up_to(file, length)
     filesystem, path = _remote(uri)
     with _as_os_errors(uri):
-        return bytes(filesystem.cat_file(path, start=start or None, end=None if length is None else start + length))
+        data = bytes(filesystem.cat_file(path, start=start or None, end=None if length is None else start + length))
+    # a server may send the whole file where a part was asked for
+    return data if length is None or len(data) <= length else data[start : start + length]
 
 
 def read_each(uris: Sequence[str]) -> list[bytes | OSError]:
@@ -216,6 +219,32 @@ def _up_to(file: IO[bytes], length: int) -> bytes:
         parts.append(part)
         length -= len(part)
     return b"".join(parts)
+
+
+class _Reader(io.RawIOBase):
+    """A file of fsspec, whose errors come out as OSErrors."""
+
+    def __init__(self, file: Any, uri: str) -> None:
+        self._file, self._uri = file, uri
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _as_os_errors(self._uri):
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        with _as_os_errors(self._uri):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _read_or_error(uri: str) -> bytes | OSError:

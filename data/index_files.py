@@ -57,9 +57,16 @@ def kind(source: Source, uri: str) -> str | None:
     try:
         return files.kind(uri)
     except OSError as error:
-        raise SourceError(f"source {source.name}: {uri} cannot be read ({error.strerror or error})") from None
+        raise unreadable(source, uri, error) from None
     except SourceError as error:
         raise SourceError(f"source {source.name}: {error}") from None
+
+
+def unreadable(source: Source, uri: str, error: OSError) -> SourceError:
+    """The error of a file that cannot be read. It ends the run: at this point that costs little, a lost tar much."""
+    return SourceError(
+        f"source {source.name}: {uri} cannot be read ({error.strerror or error}); mend it or leave it out"
+    )
 
 
 def expanded(pattern: str) -> Iterator[str]:
@@ -96,7 +103,7 @@ def _size(source: Source, uri: str) -> int | None:
     try:
         return files.size(uri)
     except OSError as error:
-        raise SourceError(f"source {source.name}: {uri} cannot be read ({error.strerror or error})") from None
+        raise unreadable(source, uri, error) from None
 
 
 def _within(file: PurePosixPath, path: str) -> Iterator[PurePosixPath]:

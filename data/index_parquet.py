@@ -50,7 +50,7 @@ def count(source: Source) -> int:
 
 
 def _opened(source: Source, file: Found) -> Cells | str:
-    """The file, or why it cannot be read. Raises SourceError for one that has no pictures in any column."""
+    """The file, or why it cannot be read. Raises SourceError, also where no column has pictures."""
     try:
         return Cells(file.uri)
     except LookupError:
@@ -61,7 +61,7 @@ def _opened(source: Source, file: Found) -> Cells | str:
     except pa.ArrowException:
         return "not a Parquet file"
     except OSError as error:
-        return f"Parquet file could not be read ({type(error).__name__})"
+        raise index_files.unreadable(source, file.uri, error) from None
 
 
 def _rows(source: Source, file: Found, cells: Cells) -> Iterator[Row]:

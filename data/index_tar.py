@@ -42,11 +42,11 @@ def rows(source: Source) -> Iterator[Row]:
 
 def count(source: Source) -> int:
     """How many rows there will be: every tar's headers are read."""
-    return sum(_count(file) if file.wanted else 1 for file in index_files.found(source, ENDING))
+    return sum(_count(source, file) if file.wanted else 1 for file in index_files.found(source, ENDING))
 
 
 def _rows(source: Source, file: Found) -> Iterator[Row]:
-    content = _content(file, facts=True)
+    content = _content(source, file, facts=True)
     keys = Counter(_key(member.name) for member in content.members if is_picture(member.name))
     for member in content.members:
         yield _row(source, member, file=file, content=content, shared=keys[_key(member.name)] > 1)
@@ -54,12 +54,12 @@ def _rows(source: Source, file: Found) -> Iterator[Row]:
         yield blank(source, file.uri, size=file.size) | {"index_error": f"index: {content.broken}"}
 
 
-def _count(file: Found) -> int:
-    content = _content(file, facts=False)
+def _count(source: Source, file: Found) -> int:
+    content = _content(source, file, facts=False)
     return len(content.members) + bool(content.broken)
 
 
-def _content(file: Found, *, facts: bool) -> Content:
+def _content(source: Source, file: Found, *, facts: bool) -> Content:
     found = Content()
     try:
         with files.opened(file.uri) as tar:
@@ -74,7 +74,7 @@ def _content(file: Found, *, facts: bool) -> Content:
     except BrokenTar as error:
         found.broken = str(error)
     except OSError as error:
-        found.broken = f"tar could not be read ({type(error).__name__})"
+        raise index_files.unreadable(source, file.uri, error) from None
     return found
 
 

@@ -10,6 +10,7 @@ Kind: pure, but for reading files.
 
 import errno
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 from sote.data import files, tars
 
@@ -33,7 +34,8 @@ def name(uri: str) -> str:
     if uri.startswith(PARQUET):
         row, _, file = uri.removeprefix(PARQUET).partition(WITHIN)
         return f"{PurePosixPath(file).stem}-{row}"
-    return uri.rstrip("/").rpartition("/")[2]
+    last = uri.rstrip("/").rpartition("/")[2]
+    return unquote(last) if uri.startswith(("http://", "https://")) else last
 
 
 def read(

@@ -1,11 +1,15 @@
 """Listing the sources."""
 
+import logging
 import os
+import tarfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sote.cluster.errors import SourceError
@@ -115,6 +119,65 @@ def test_only_a_visual_novel_has_titles_and_the_recipe_fills_in(tmp_path: Path) 
     assert [row["title"] for row in rows(source(tmp_path, kind="pixiv"))] == [None, None]
 
 
+def test_pictures_of_one_stem_are_rows_apart_and_said_once_for_a_source(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, ["a.jpg", "a.png", "b.jpg", "deep/a.jpg"])
+    with caplog.at_level(logging.WARNING):
+        found = rows(source(tmp_path))
+    assert [row["shared_stem"] for row in found] == [True, True, False, False]
+    assert [record.getMessage() for record in caplog.records] == [
+        "pictures of one stem share their sidecars source=mine pictures=2"
+    ]
+
+
+def test_every_form_of_source_counts_what_it_lists(tmp_path: Path) -> None:
+    write(tmp_path / "folder", ["a.jpg", "deep/b.png", "c.mp4", "a.txt"])
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        file.add(tmp_path / "folder", arcname=".")
+    pq.write_table(pa.table({"image": [b"1", b"2"], "text": ["x", "y"]}), tmp_path / "a.parquet")
+    sources = [
+        source(tmp_path / "folder", name="folder"),
+        source(tmp_path / "a.tar", name="tar", form="webdataset"),
+        source(tmp_path / "a.parquet", name="parquet", form="parquet"),
+    ]
+    (table,) = index.tables(sources, shard_rows=100)
+    assert table.schema == written_by("index")
+    assert {one.name: index.count(one) for one in sources} == {"folder": 3, "tar": 3, "parquet": 2}
+    assert Counter(table["source"].to_pylist()) == {"folder": 3, "tar": 3, "parquet": 2}
+
+
+@pytest.mark.parametrize("spelling", ["{}/a/", "{}/link", "{}/b/../a", "a", "~/a", "file://{}/a"])
+def test_a_source_listed_twice_is_refused_however_it_is_spelled(
+    tmp_path: Path, spelling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, ["a/1.jpg", "b/2.jpg"])
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = spelling.format(tmp_path)
+    again = Source(name="again", path=path)
+    with pytest.raises(SourceError) as caught:
+        index.check_all([source(tmp_path / "a"), source(tmp_path / "b", name="b"), again])
+    assert str(caught.value) == f"source again: {path} is {tmp_path}/a of source mine, list it once"
+
+
+def test_a_source_within_another_is_refused_in_either_order(tmp_path: Path) -> None:
+    write(tmp_path, ["a/1.jpg", "a/b/2.jpg", "ab/3.jpg"])
+    outer, inner = source(tmp_path / "a", name="outer"), source(tmp_path / "a" / "b", name="inner")
+    for several in ([outer, inner], [inner, outer]):
+        with pytest.raises(SourceError, match=r"^source inner: .*/a/b lies in .*/a of source outer, so that its files"):
+            index.check_all(several)
+    index.check_all([outer, source(tmp_path / "ab", name="beside")])
+
+
+def test_a_tar_that_two_patterns_name_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    write(tmp_path, ["0.tar", "1.tar", "2.tar"])
+    patterns = (source(tmp_path / pattern, name=pattern, form="webdataset") for pattern in ("{0..1}.tar", "[12].tar"))
+    with pytest.raises(SourceError, match=r"^source \[12\]\.tar: .*/1\.tar is listed by source \{0\.\.1\}\.tar too"):
+        index.check_all(list(patterns))
+
+
 def test_uris_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, ["in/a.jpg"])
     monkeypatch.chdir(tmp_path)
@@ -148,6 +211,7 @@ def test_a_name_that_is_not_utf_8_is_an_error_of_its_row(tmp_path: Path) -> None
     [
         (lambda path: None, "source mine: no such folder: {path}"),
         (lambda path: path.touch(), "source mine: {path} is a file, path must name the folder that it lies in"),
+        (lambda path: write(path, ["a.txt"]), "source mine: no file in {path}, path must name a folder with pictures"),
         (lambda path: path.mkdir(), "source mine: no file in {path}, path must name a folder with pictures"),
         (lambda path: write(path, [".a.jpg"]), "source mine: no file in {path}, path must name a folder with pictures"),
     ],
@@ -158,6 +222,34 @@ def test_a_source_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, make: 
     with pytest.raises(SourceError) as caught:
         next(index.tables([source(path)], shard_rows=10))
     assert str(caught.value) == message.format(path=path)
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "message"),
+    [
+        ("a.tar", "folder", 'source mine: {path} is a file, say form = "webdataset"'),
+        ("a.parquet", "folder", 'source mine: {path} is a file, say form = "parquet"'),
+        ("in", "webdataset", "source mine: no .tar file in {path}, mend path or form"),
+        ("in", "parquet", "source mine: no .parquet file in {path}, mend path or form"),
+        ("none", "webdataset", "source mine: no file in {path}, path must name a folder with .tar files"),
+        ("no", "parquet", "source mine: no such file: {path}; mend path"),
+    ],
+)
+def test_a_source_of_another_form_is_told_in_one_line(tmp_path: Path, path: str, form: str, message: str) -> None:
+    write(tmp_path, ["a.tar", "a.parquet", "in/a.jpg"])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SourceError) as caught:
+        index.check(source(tmp_path / path, form=form))
+    assert str(caught.value) == message.format(path=tmp_path / path)
+
+
+@pytest.mark.parametrize(("path", "what"), [("s3://bucket/a", "Install s3fs"), ("nonsense://a", "is not known")])
+def test_a_source_that_needs_a_package_or_is_of_no_protocol_is_told_in_one_line(path: str, what: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        index.check(Source(name="mine", path=path))
+    assert str(caught.value).startswith(f"source mine: {path} cannot be read: ")
+    assert what in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_second_source_is_checked_before_the_first_table_comes(tmp_path: Path) -> None:

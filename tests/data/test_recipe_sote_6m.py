@@ -7,7 +7,7 @@ import pytest
 from sote.cluster.recipe import load
 from sote.cluster.weights import BY_KEY
 from sote.data.caption_profile import load_profile
-from sote.data.recipe import CaptionPart, CurateRecipe
+from sote.data.recipe import CaptionPart, CurateRecipe, SetPart
 
 PATH = Path(__file__).parents[2] / "data" / "recipes" / "sote_6m.toml"
 
@@ -19,6 +19,23 @@ def test_the_recipe_names_the_cards_eight_datasets() -> None:
         "pixiv": "pixiv",
         "visual novel cg": "visual novel",
         "anime wallpaper": "wallpaper",
+    }
+
+
+def test_a_board_without_dates_is_dated_by_its_own_name() -> None:
+    recipe = load(PATH, CurateRecipe)
+    words = {years.word for years in load_profile(recipe.caption.profile).years}
+    assert {source.name for source in recipe.sources if source.date_word} == words
+    assert all(source.date_word in (None, source.name) for source in recipe.sources)
+    assert all(source.date[0] == "sidecar" and source.form == "folder" for source in recipe.sources)
+
+
+def test_the_sets_of_the_later_runs_are_the_authors() -> None:
+    select = load(PATH, CurateRecipe).select
+    assert select.best_most == 120_000
+    assert select.sets == {
+        "final": SetPart(best=True),
+        "decoder": SetPart(aesthetic_above=0.98, quality_above=0.98, date_words=("newest",)),
     }
 
 
