@@ -1,4 +1,4 @@
-"""How far a run is: rows of each stage, reasons, training steps and the time that is left.
+"""How far a run is: rows of each stage, rate and time that is left, what failed and why, training steps.
 
 Only markers, records and metrics are read, so it works while the run goes on.
 Reads: run.json, rows/<stage>/*.done, metrics.jsonl, the resolved recipes.
@@ -30,6 +30,8 @@ from sote.cluster.storage import RunFolder
 
 pc: Any = pyarrow.compute  # its stubs lack overloads that are used here
 RECENT_STEPS: Final = 50  # the time that is left is judged by the median of so many steps
+RECENT_SHARDS: Final = 50  # the rate of a stage at work is that of its last shards
+FEWEST_GAPS: Final = 3  # so many times between shards say a rate
 FIRST_STAGE: Final = "index"  # its rows are the total of every other stage
 
 
@@ -45,17 +47,20 @@ class VerbStatus:
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage of curation: rows in committed shards, and the seconds of work in them."""
+    """One stage of curation: rows in committed shards, seconds of work in them, why rows failed or were skipped.
+
+    `seconds_left` is None where nothing is left or no rate is known.
+    """
 
     stage: str
     rows: int
     total: int
     failed: int
     seconds: float
-
-    @property
-    def rows_per_second(self) -> float | None:
-        return self.rows / self.seconds if self.seconds > 0 else None
+    rows_per_second: float | None
+    seconds_left: float | None = None
+    errors: tuple[tuple[str, int], ...] = ()
+    skips: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,12 @@ class TrainStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """The whole run. `reasons` is how often each skip and error came up; once a catalogue is there, one of each row."""
+    """The whole run. `ends` says why rows of the catalogue are not picked, one reason of each row."""
 
     run: Path
     verbs: tuple[VerbStatus, ...]
     stages: tuple[StageStatus, ...]
-    reasons: tuple[tuple[str, int], ...]
+    ends: tuple[tuple[str, int], ...]
     picked: int | None
     training: TrainStatus | None
     images: int
@@ -92,12 +97,12 @@ def status(run: Path, *, stages: Sequence[str] = ()) -> Status:
     record = read_record(folder)
     lines = logs.read_metrics(folder.metrics)
     markers = _markers(folder)
-    picked, reasons = _ends(folder) if folder.catalogue.exists() else (None, _reasons(markers))
+    picked, ends = _ends(folder) if folder.catalogue.exists() else (None, Counter[str]())
     return Status(
         run=run,
         verbs=tuple(_verb(name, verb) for name, verb in record["verbs"].items()),
-        stages=tuple(_stages(markers, [*stages, *_seen(lines)])),
-        reasons=tuple(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        stages=tuple(_stages(markers, lines, [*stages, *_seen(lines)])),
+        ends=_often_first(ends),
         picked=picked,
         training=_training(folder, [line for line in lines if line.get("kind") == "step"]),
         images=sum(line.get("kind") == "image" for line in lines),
@@ -138,22 +143,49 @@ def _seen(lines: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(str(line["stage"]) for line in lines if line.get("kind") == "stage"))
 
 
-def _stages(markers: dict[str, list[dict[str, Any]]], order: Sequence[str]) -> Iterator[StageStatus]:
+def _stages(
+    markers: dict[str, list[dict[str, Any]]], lines: Sequence[dict[str, Any]], order: Sequence[str]
+) -> Iterator[StageStatus]:
     total = sum(int(facts["rows"]) for facts in markers.get(FIRST_STAGE, []))
     for stage in dict.fromkeys([*(order if markers else ()), *markers]):
         facts = markers.get(stage, [])
         rows, failed = (sum(int(each[name]) for each in facts) for name in ("rows", "failed"))
-        yield StageStatus(stage, rows, total, failed, sum(float(each["seconds"]) for each in facts))
+        seconds = sum(float(each["seconds"]) for each in facts)
+        rate = rows / seconds if seconds > 0 else None
+        if rows < total:
+            rate = _recent_rate([line for line in lines if line.get("stage") == stage]) or rate
+        left = (total - rows) / rate if rate and rows < total else None
+        yield StageStatus(
+            stage, rows, total, failed, seconds, rate, left, _sums(facts, "errors"), _sums(facts, "skips")
+        )
 
 
-def _reasons(markers: dict[str, list[dict[str, Any]]]) -> Counter[str]:
-    """The reasons so far, from the markers."""
+def _recent_rate(lines: Sequence[dict[str, Any]]) -> float | None:
+    """Rows a second of the last shards of a stage, by the clock; None if they are too few.
+
+    The longest time between two shards is left out: it may be the pause between two runs.
+    """
+    recent = [line for line in lines if line.get("kind") == "stage"][-RECENT_SHARDS - 1 :]
+    gaps = [
+        (max(float(after["time"]) - float(before["time"]), 0.0), int(after["rows"]))
+        for before, after in pairwise(recent)
+    ]
+    if len(gaps) < FEWEST_GAPS:
+        return None
+    gaps.remove(max(gaps))
+    seconds = sum(gap for gap, _ in gaps)
+    return sum(rows for _, rows in gaps) / seconds if seconds > 0 else None
+
+
+def _sums(facts: Sequence[dict[str, Any]], name: str) -> tuple[tuple[str, int], ...]:
     found: Counter[str] = Counter()
-    for facts in markers.values():
-        for each in facts:
-            for reasons in (each.get("errors"), each.get("skips")):
-                found.update(reasons or {})
-    return found
+    for each in facts:
+        found.update(each.get(name) or {})
+    return _often_first(found)
+
+
+def _often_first(counts: Counter[str]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _ends(folder: RunFolder) -> tuple[int, Counter[str]]:
@@ -215,10 +247,12 @@ def render(state: Status) -> RenderableType:
     if state.stages:
         parts.append(_stage_table(state.stages))
     if state.picked is not None:
-        total = state.picked + sum(count for _, count in state.reasons)
+        total = state.picked + sum(count for _, count in state.ends)
         parts.append(Text(f"{number(state.picked)} of {number(total)} files picked ({share(state.picked, total)})"))
-    if state.reasons:
-        parts.append(_reason_table(state.reasons))
+    if any(each.errors or each.skips for each in state.stages):
+        parts.append(_reason_table(state.stages))
+    elif state.ends:
+        parts.append(_end_table(state.ends))
     parts.append(Text(_training_line(state.training)) if state.training else Text("No training step yet.", style="dim"))
     if state.images:
         parts.append(Text(f"{counted(state.images, 'image')} painted"))
@@ -234,23 +268,43 @@ def _verbs(verbs: Sequence[VerbStatus]) -> Iterator[str]:
 
 
 def _stage_table(stages: Sequence[StageStatus]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("stage")
-    for head in ("rows", "of", "", "failed", "time", "rows/s"):
+    table = _table("stage")
+    for head in ("rows", "of", "", "failed", "time", "rows/s", "left"):
         table.add_column(head, justify="right")
     for each in stages:
-        rate = each.rows_per_second
+        rate, left = each.rows_per_second, each.seconds_left
         cells = (number(each.rows), number(each.total), share(each.rows, each.total), number(each.failed))
-        table.add_row(each.stage, *cells, duration(each.seconds), "" if rate is None else number(rate, 1))
+        pace = ("" if rate is None else number(rate, 1), "" if left is None else duration(left))
+        table.add_row(each.stage, *cells, duration(each.seconds), *pace)
     return table
 
 
-def _reason_table(reasons: Sequence[tuple[str, int]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
+def _reason_table(stages: Sequence[StageStatus]) -> Table:
+    """Why rows failed or were skipped, stage by stage. A row may stand in several stages."""
+    table = _table("stage", "")
     table.add_column("rows", justify="right")
     table.add_column("reason")
-    for reason, count in reasons:
+    for each in stages:
+        for what, reasons in (("failed", each.errors), ("skipped", each.skips)):
+            for reason, count in reasons:
+                table.add_row(each.stage, what, number(count), Text(reason.removeprefix(f"{each.stage}: ")))
+    return table
+
+
+def _end_table(ends: Sequence[tuple[str, int]]) -> Table:
+    """Why rows of the catalogue are not picked, where the stages' own rows are gone."""
+    table = _table()
+    table.add_column("rows", justify="right")
+    table.add_column("reason")
+    for reason, count in ends:
         table.add_row(number(count), Text(reason))
+    return table
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in heads:
+        table.add_column(head)
     return table
 
 

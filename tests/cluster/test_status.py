@@ -1,6 +1,7 @@
 """Status of a run folder, read from markers, records and metrics."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,12 +57,33 @@ def test_rows_of_each_stage_are_those_of_its_committed_shards(tmp_path: Path) ->
         ("index", 24, 24, 0), ("decode", 20, 24, 2), ("score", 0, 24, 0),
     ]  # fmt: skip
     assert state.stages[1].rows_per_second == pytest.approx(4.0)
-    assert state.reasons == (("decode: fewer than 768000 pixels", 3), ("decode: truncated", 2))
+    assert (state.stages[1].errors, state.stages[1].skips) == (
+        (("decode: truncated", 2),), (("decode: fewer than 768000 pixels", 3),),
+    )  # fmt: skip
+    assert state.stages[1].seconds_left == pytest.approx(1.0)
+    assert state.stages[0].seconds_left is None
+    assert state.stages[2].seconds_left is None
     assert state.picked is None
     assert state.training is None
     text = shown(state)
     assert "83\u202f%" in text
-    assert "decode: truncated" in text
+    assert re.search(r"decode +failed +2 +truncated", text)
+    assert re.search(r"decode +skipped +3 +fewer than 768000 pixels", text)
+    assert re.search(r"decode +20 +24 .* 4\.0 +1\.0 s", text)
+
+
+def test_the_rate_of_a_stage_at_work_is_that_of_its_last_shards_by_the_clock(tmp_path: Path) -> None:
+    folder = run_with_shards(tmp_path / "run")
+    times = (100.0, 102.0, 104.0, 9000.0, 9002.0, 9004.0)  # two workers, and a night between two runs
+    lines = [{"time": time, "kind": "stage", "stage": "decode", "shard": at, "rows": 10, "failed": 0, "seconds": 4.0}
+             for at, time in enumerate(times)]  # fmt: skip
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    decode = states.status(folder.root, stages=("index", "decode")).stages[1]
+    assert decode.rows_per_second == pytest.approx(5.0)
+    assert decode.seconds_left == pytest.approx(4 / 5)
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
+    decode = states.status(folder.root, stages=("index", "decode")).stages[1]
+    assert decode.rows_per_second == pytest.approx(4.0)  # too few: from the markers
 
 
 def test_with_a_catalogue_each_row_counts_once(tmp_path: Path) -> None:
@@ -73,7 +95,7 @@ def test_with_a_catalogue_each_row_counts_once(tmp_path: Path) -> None:
     }))  # fmt: skip
     state = states.status(folder.root)
     assert state.picked == 1
-    assert dict(state.reasons) == {"tag: y": 2, "select: x": 1, "catalogue: no reason": 1}
+    assert dict(state.ends) == {"tag: y": 2, "select: x": 1, "catalogue: no reason": 1}
     assert "1 of 5 files picked" in shown(state)
 
 
