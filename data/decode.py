@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from sote.data import files, places
+from sote.data.czkawka import gradient_hash
 from sote.data.hashes import phash, pixel_id, thumb, thumb_deviation
 from sote.data.inputs import WHITE, InputShapes, blank_inputs, model_inputs
 from sote.data.recipe import DecodePart
@@ -69,7 +71,10 @@ HEADER_BYTES = 1 << 26  # enough of a file to find its header in, but for a TIFF
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # I: Pillow's mode of 16-bit PGM
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
+NO_MEMORY = "not enough memory to decode it"
+
 Data = bytes | memoryview
+Pixels = NDArray[np.uint8]  # [height, width, 3]
 
 _opening = threading.Lock()
 
@@ -116,20 +121,9 @@ def open_picture(data: Data, rule: DecodePart) -> Picture:
 
     Raises Refused: before any pixel is decoded where the header is enough to tell.
     """
-    if not data:
-        raise Refused("empty file", fault=True)
-    header = None
-    try:
-        with _header_only():
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            header = _header(image)
-        _refuse_by_header(header, rule)
-        with image:
-            image.load()
-            upright = _upright(_to_rgb(image), _orientation(image))
-    except BROKEN as error:
-        raise _refused(error, data, header) from error
-    return Picture(upright, header.format, header.mode, header.frames, upright.width, upright.height)
+    with _opened(data, rule) as (image, header):
+        shown = _by_pillow(image)[0]
+    return Picture(shown, header.format, header.mode, header.frames, shown.width, shown.height)
 
 
 def opens(row: dict[str, Any]) -> bool:
@@ -174,16 +168,34 @@ def read_row(row: dict[str, Any], *, rule: DecodePart) -> tuple[Data | None, dic
 
 def decode_data(data: Data, row: dict[str, Any], *, rule: DecodePart, shapes: InputShapes) -> dict[str, Any]:
     """What a file's bytes add to the decode columns of its row, `sound`, and the model inputs if it is that."""
+    known: dict[str, Any] = {}
     try:
-        picture = open_picture(data, rule)
+        with _opened(data, rule) as (image, header):
+            known = vars(header)
+            shown, rgb, stored = _seen(image, data)
+        return known | _fingerprints(shown, rgb, stored) | _inputs(rgb, row, shapes)
     except Refused as refused:
         known = {name: getattr(refused, name) for name in _HEADER}
         return known | {"decode_error" if refused.fault else "decode_skip": f"decode: {refused.reason}"}
-    image, small = picture.image, thumb(picture.image)
-    found: dict[str, Any] = {name: getattr(picture, name) for name in _HEADER}
-    found |= {"phash": phash(image), "pixel_id": pixel_id(image)}
-    found |= {"thumb": small, "thumb_deviation": thumb_deviation(small)}
-    return found if row["index_error"] else found | model_inputs(image, shapes) | {"sound": True}
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        return known | {"decode_error": f"decode: {NO_MEMORY}"}
+
+
+def _fingerprints(shown: Image.Image, rgb: Pixels, stored: Pixels) -> dict[str, Any]:
+    small = thumb(shown)
+    return {
+        "phash": phash(shown),
+        "pixel_id": pixel_id(rgb),
+        "thumb": small,
+        "thumb_deviation": thumb_deviation(small),
+        "czkawka": gradient_hash(stored),
+    }
+
+
+def _inputs(rgb: Pixels, row: dict[str, Any], shapes: InputShapes) -> dict[str, Any]:
+    return {} if row["index_error"] else model_inputs(rgb, shapes) | {"sound": True}
 
 
 _HEADER = ("format", "mode", "frames", "width", "height")
@@ -213,6 +225,23 @@ def _why_unread(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "no permission to read the file"
     return f"file could not be read ({errno.errorcode.get(error.errno or 0, type(error).__name__)})"
+
+
+@contextmanager
+def _opened(data: Data, rule: DecodePart) -> Iterator[tuple[Image.Image, Header]]:
+    """A file that its header does not rule out; what its reader raises within comes out as Refused."""
+    if not data:
+        raise Refused("empty file", fault=True)
+    header = None
+    try:
+        with _header_only():
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            header = _header(image)
+        _refuse_by_header(header, rule)
+        with image:
+            yield image, header
+    except BROKEN as error:
+        raise _refused(error, data, header) from error
 
 
 @contextmanager
@@ -267,17 +296,60 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """The colour rule: 16 bits keep their upper eight, what is transparent shows white, the rest as Pillow converts."""
+def _seen(image: Image.Image, data: Data) -> tuple[Image.Image, Pixels, Pixels]:
+    """An opened picture as `_by_pillow` gives it, with the pixels of what is shown, and of what the file holds."""
+    if (rgb := _plain(image, data)) is not None:
+        orientation = _orientation(image)
+        shown = _upright(Image.fromarray(rgb), orientation)
+        rgb = rgb if orientation == 1 else np.array(shown)
+        return shown, rgb, rgb
+    shown, stored = _by_pillow(image)
+    rgb = np.array(shown)
+    return shown, rgb, rgb if stored is shown else np.asarray(stored)[:, :, :3]
+
+
+def _plain(image: Image.Image, data: Data) -> Pixels | None:
+    """The pixels of a plain picture by the faster readers, which give Pillow's very bytes; None if Pillow must tell.
+
+    Those readers are as strict as Pillow; what they refuse is Pillow's to explain, or rarely, to accept.
+    """
+    from sote.data import pixels  # loads torch
+
+    form = (image.format or "").lower()
+    plain = form == "jpeg" or (form == "webp" and getattr(image, "n_frames", 1) == 1)
+    if not plain or image.mode not in ("RGB", "L"):
+        return None
+    try:
+        rgb = pixels.decode(data, form)
+    except RuntimeError:
+        return None
+    return rgb if rgb.shape[:2] == (image.height, image.width) else None
+
+
+def _by_pillow(image: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """What a picture shows, in RGB; and what its file holds, where that has alpha (else the same)."""
+    image.load()
+    orientation = _orientation(image)
+    shown, stored = _to_rgb(image)
+    upright = _upright(shown, orientation)
+    return upright, upright if stored is shown else _upright(stored, orientation)
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """The colour rule: 16 bits keep their upper eight, what is transparent shows white, the rest as Pillow converts.
+
+    With it the picture as RGBA, where it has alpha (else the same).
+    """
     if image.mode in SIXTEEN_BIT:
         values = np.clip(np.asarray(image).astype(np.int64), 0, 65_535)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in WITH_ALPHA or "transparency" in image.info:
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode in WITH_ALPHA or "transparency" in image.info:
         picture = image.convert("RGBA")
         ground = Image.new("RGB", image.size, WHITE)
         ground.paste(picture, mask=picture.getchannel("A"))
-        return ground
-    return image.convert("RGB")
+        return ground, picture
+    shown = image.convert("RGB")
+    return shown, shown
 
 
 def _refused(error: BaseException, data: Data, header: Header | None) -> Refused:
@@ -290,6 +362,11 @@ def _refused(error: BaseException, data: Data, header: Header | None) -> Refused
     webp_bytes = int.from_bytes(data[4:8], "little") + 8 if data[:4] == b"RIFF" else 0  # RIFF header: size of the rest
     if "truncated" in str(error).lower() or isinstance(error, EOFError) or webp_bytes > len(data):
         return Refused("truncated", fault=True, header=header)
-    if isinstance(error, MemoryError):
-        return Refused("not enough memory to decode it", fault=True, header=header)
+    if _is_of_memory(error):
+        return Refused(NO_MEMORY, fault=True, header=header)
     return Refused(f"broken data ({type(error).__name__})", fault=True, header=header)
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch and the libraries behind Pillow say so in words."""
+    return isinstance(error, MemoryError) or "memory" in str(error).lower()

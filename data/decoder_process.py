@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def main() -> None:
     """The keeper: sees to it that there is a worker, until nobody holds the other end of the socket."""
     channel, facts = socket.socket(fileno=int(sys.argv[1])), json.loads(sys.argv[3])
     shapes = TypeAdapter(InputShapes).validate_python(facts["shapes"])
+    import_module("sote.data.pixels")  # torch, once for all workers
     rule, slots = DecodePart(**facts["rule"]), Slots(int(sys.argv[2]), shapes)
     keeper = os.getpid()
     while True:
