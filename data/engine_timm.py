@@ -7,10 +7,11 @@ Shape suffixes: B rows of the batch, T tags, HWC height, width, colour, CHW the 
 Kind: actor.
 """
 
-import contextlib
 import logging
+import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import timm
@@ -21,8 +22,11 @@ from torch import nn
 
 from sote.cluster.devices import INSTALL, Device
 from sote.cluster.errors import RunFailed, WeightsError
-from sote.data.pretrained import needed, one_line, read_json
+from sote.data.pretrained import exact_float32, needed, one_line, read_json
 
+# SwinV2's biases of attention: made of coordinates alone, and added up to 16 times before a softmax
+FLOAT32_PARTS = frozenset({"cpb_mlp"})
+HEAD = "head"  # timm's name for it in every architecture of the family
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # How tagger_input is made (data/inputs.py); a network that wants something else is not fed
 PREPARED = {"interpolation": "bicubic", "crop_pct": 1.0}
@@ -33,44 +37,57 @@ log = logging.getLogger(__name__)
 
 
 class TimmEngine:
-    """The network in `folder` on `device`. bfloat16 is torch's autocast: norms, softmax and head stay float32."""
+    """The network in `folder` on `device`. bfloat16 is in products and convolutions; norms, softmax, what is added up
+
+    along the way, and the head stay float32. `rows` is the batch that a compiled network is built for.
+    """
 
     name = "torch"
     fixed_rows: int | None = None
 
-    def __init__(self, folder: Path, *, device: Device, dtype: str, compiled: bool = False) -> None:
+    def __init__(self, folder: Path, *, device: Device, dtype: str, compiled: bool = False, rows: int = 1) -> None:
         self.side = input_side(folder)
-        self.dtype, self._device = dtype, _working(folder, device)
+        self.dtype, self._folder, self._device = dtype, folder, _working(folder, device)
         self.model_bytes = (folder / WEIGHTS).stat().st_size
         self._mean, self._std = _normalisation(folder)
-        self._plain = _load(folder).to(self._device)
-        self._model: Any = torch.compile(self._plain, dynamic=False) if compiled else self._plain
+        network = _load(folder)
+        self._model: Any = (network if dtype == "float32" else network.narrowed()).to(self._device)
         self.wants_one_shape = compiled
         self.is_reference = device.kind == "cpu" and dtype == "float32" and not compiled
-        log.info(
-            "tagger ready engine=torch device=%s dtype=%s compile=%s folder=%s", device.name, dtype, compiled, folder
-        )
+        if compiled:
+            self._compile(rows)
+        log.info("tagger ready engine=torch device=%s dtype=%s compile=%s at=%s", device.name, dtype, compiled, folder)
 
     def __call__(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 BGR [B,S,S,3] -> probabilities float32 [B,T]."""
         return self._run(self._model, pixels_BHWC, device=self._device, dtype=self.dtype)
 
     def reference(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The same in float32, not compiled: on the device, or on the CPU if that is what the device does anyhow."""
-        if self.dtype != "float32" or self._model is not self._plain:
-            return self._run(self._plain, pixels_BHWC, device=self._device, dtype="float32")
-        there, cpu = self._device, torch.device("cpu")
+        """The same in float32, not compiled: on the device, or on the CPU where the device does just that itself."""
+        plain = self.dtype == "float32" and not self.wants_one_shape
+        device = torch.device("cpu") if plain else self._device
+        return self._run(_load(self._folder).to(device), pixels_BHWC, device=device, dtype="float32")
+
+    def _compile(self, rows: int) -> None:
+        """Compile for batches of `rows`, and run one; RunFailed where that cannot be."""
+        compiler = os.environ.get("CXX", "g++")  # what torch takes (torch/_inductor/config.py, cpp.cxx)
+        if self._device.type == "cpu" and shutil.which(compiler) is None:
+            raise RunFailed(f"tag.compile: torch.compile needs a C++ compiler, there is no {compiler}; set it to false")
+        from torch._dynamo.exc import TorchDynamoException  # seconds to import
+
+        self._model = torch.compile(self._model, dynamic=False)
         try:
-            return self._run(self._plain.to(cpu), pixels_BHWC, device=cpu, dtype="float32")
-        finally:
-            self._plain.to(there)
+            self(np.zeros((rows, self.side, self.side, 3), np.uint8))
+        except TorchDynamoException as error:
+            why = one_line(error).partition(" Set TORCHDYNAMO_VERBOSE")[0]
+            raise RunFailed(f"tag.compile: torch.compile does not work on {self._device} ({why})") from None
 
     @torch.inference_mode()
     def _run(
         self, model: Any, pixels_BHWC: NDArray[np.uint8], *, device: torch.device, dtype: str
     ) -> NDArray[np.float32]:
         inputs_BCHW = self._prepared(pixels_BHWC, device)
-        with _full_float32(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        with exact_float32(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
             logits_BT = model(inputs_BCHW)
         return np.asarray(torch.sigmoid(logits_BT.float()).cpu().numpy(), np.float32)
 
@@ -81,7 +98,7 @@ class TimmEngine:
         return (pixels_BCHW / 255 - mean) / std
 
 
-class Tagger(nn.Module):
+class Network(nn.Module):
     """timm's network with its head in float32: a logit of bfloat16 has eight bits."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -94,6 +111,29 @@ class Tagger(nn.Module):
         with torch.autocast(inputs_BCHW.device.type, enabled=False):
             logits_BT: torch.Tensor = network.forward_head(features.float())
         return logits_BT
+
+    def narrowed(self) -> Self:
+        """With the weights of products and convolutions in bfloat16, so that autocast need not cast them each time."""
+        for name, module in list(self.network.named_modules()):
+            parts = name.split(".")
+            if parts[-1] in FLOAT32_PARTS:
+                setattr(self.network.get_submodule(".".join(parts[:-1])), parts[-1], InFloat32(module))
+            elif isinstance(module, nn.Linear | nn.Conv2d) and not (FLOAT32_PARTS | {HEAD}).intersection(parts):
+                module.to(torch.bfloat16)
+        return self
+
+
+class InFloat32(nn.Module):
+    """A part that autocast leaves alone."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            found: torch.Tensor = self.part(inputs.float())
+        return found
 
 
 def input_side(folder: Path) -> int:
@@ -130,7 +170,7 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(map(float, both[0] or ())), tuple(map(float, both[1] or ()))
 
 
-def _load(folder: Path) -> nn.Module:
+def _load(folder: Path) -> Network:
     """The network with its weights, whole and finite, in eval mode on the CPU."""
     try:
         network = timm.create_model(f"local-dir:{folder}", pretrained=True)
@@ -139,7 +179,7 @@ def _load(folder: Path) -> nn.Module:
     for name, tensor in network.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise WeightsError(f"{folder / WEIGHTS}: {name} holds numbers that are not finite; fetch the file again")
-    return Tagger(network).float().eval().requires_grad_(False)
+    return Network(network).float().eval().requires_grad_(False)
 
 
 def _working(folder: Path, device: Device) -> torch.device:
@@ -151,14 +191,3 @@ def _working(folder: Path, device: Device) -> torch.device:
             f"not see it; install {INSTALL['torch']}"
         )
     return torch.device(device.torch_name)
-
-
-@contextlib.contextmanager
-def _full_float32() -> Any:
-    """float32 means float32 while the block runs: no TF32, neither in products nor in convolutions."""
-    matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, conv

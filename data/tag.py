@@ -203,7 +203,7 @@ def _open(folder: Path, name: str, *, part: TagPart, device: Device, rows: int, 
 
         for file in TORCH_FILES:
             _file(folder, file)
-        return TimmEngine(folder, device=device, dtype=part.dtype, compiled=part.compile)
+        return TimmEngine(folder, device=device, dtype=part.dtype, compiled=part.compile, rows=rows)
     from sote.data.engine_onnx import OnnxEngine
 
     dtype = part.dtype if name in NARROW else "float32"

@@ -81,7 +81,9 @@ def write_tagger(folder: Path, architecture: str) -> Path:
         torch.manual_seed(1)
         network = timm.create_model(architecture, num_classes=TAGS, **NETWORKS[architecture]).eval()
         for name, tensor in network.named_parameters():
-            if tensor.ndim >= 2:  # weights that keep the size of what passes, so that pictures differ in the end
+            if "norm" in name and name.endswith("weight"):
+                nn.init.ones_(tensor)  # SwinV2 begins with zeros there: its blocks would do nothing
+            elif tensor.ndim >= 2:  # weights that keep the size of what passes, so that pictures differ in the end
                 nn.init.normal_(tensor, std=float(tensor[0].numel()) ** -0.5 * (3 if name.startswith("head") else 1))
     folder.mkdir()
     graph = io.BytesIO()
