@@ -1,98 +1,184 @@
 """The pass that reads text in pictures, on the rows that the tagger says have some.
 
-Only rows tagged `english_text` that are no duplicates are read; without a `[text]` table in the recipe, none is.
-Reads: uri, tags, errors and skips so far. Writes: text, read_text, text_error.
+Only rows tagged `english_text` that are no duplicates are read; without a `[text]` table in the recipe, none is. One
+actor for each accelerator runs LLaVA; with text.url the driver asks the server there, and no accelerator is taken.
+Pictures are opened in threads, ahead of the reader.
+Reads: uri, offset, bytes, tags, errors and skips so far. Writes: text, read_text, text_error; and to the metrics, for
+each shard a line of kind "text" with its tally, and for each engine one of kind "engine".
 
 Kind: wiring.
 """
 
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from ray.data import ActorPoolStrategy
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+import ray
+from PIL import Image
 
-from sote.cluster import logs, session, weights
+from sote.cluster import logs, weights
 from sote.cluster.storage import RunFolder
-from sote.data import reading, shards
+from sote.data import places, reading, shards
+from sote.data.ahead import in_order
 from sote.data.decode import Refused, open_picture
-from sote.data.recipe import CurateRecipe, DecodePart, TextPart
+from sote.data.reading import Unread
+from sote.data.recipe import CurateRecipe, TextPart
 from sote.data.shards import Late, Row, Work
+
+pc: Any = pyarrow.compute  # its stubs lack overloads that are used here
 
 STAGE = "text"
 TEXT_TAG = "english_text"  # the author read only pictures with this tag
-MODEL_CPUS = 1.0
-COLUMNS = ("row", "uri", "tags", "index_error", "index_skip", "decode_error", "decode_skip", "tag_error")
+MODEL_CPUS = 1.0  # where there is no accelerator
+OPENERS, OPENED = 4, 16  # threads that open pictures, and how many pictures they may be ahead
+COLUMNS = ("row", "uri", "offset", "bytes")
+ASIDE = ("index_error", "index_skip", "decode_error", "decode_skip", "tag_error", "duplicates_skip")
+
+
+class Engine(Protocol):
+    """What reads: LLaVA (data/text.py) or the client of a server (data/reader_http.py)."""
+
+    facts: dict[str, str | float]
+
+    def prepare(self, image: Image.Image) -> Any:
+        """The picture as the engine takes it; may run in any thread."""
+
+    def answers(self, pictures: Iterable[Any]) -> Iterator[str | Unread]:
+        """The answer for each prepared picture or Unread, in order."""
 
 
 def run(work: Work) -> None:
     """Bring text up to date; shards without a row to read are committed at once, without a model."""
-    pending = work.pending(STAGE)
-    to_read = [shard for shard in pending if wanted(work.folder, work.recipe, shard)]
-    for shard in set(pending) - set(to_read):
-        _commit(work, shard, {}, seconds=0.0)
-    if not to_read or work.recipe.text is None:
+    part, to_read = work.recipe.text, dict[int, int]()
+    for shard in work.pending(STAGE):
+        if count := len(wanted(work.folder, part, shard)):
+            to_read[shard] = count
+        else:
+            _commit(work, shard, pa.table({"row": []}), seconds=0.0)
+    if part is None or not to_read:
         return
-    cpus, gpus, actors = session.model_pool(cpus=MODEL_CPUS, gpus=1.0)
-    reader = weights.locate(work.recipe.text.reader, field="text.reader")
-    answers = shards.each(to_read).map_batches(
-        ReadShard,
-        fn_constructor_args=(reader, work.folder, work.recipe),
-        batch_size=1,
-        compute=ActorPoolStrategy(size=actors),
-        num_cpus=cpus,
-        num_gpus=gpus,
-    )
-    with logs.progress("text", len(to_read), unit="shards") as advance:
-        for piece in shards.stream(answers):
-            found = {row["row"]: row for row in shards.from_bytes(piece["text"]).to_pylist()}
-            _commit(work, int(piece["shard"]), found, seconds=float(piece["seconds"]))
-            advance(1)
+    engines: set[str] = set()
+    with logs.progress("text", sum(to_read.values()), unit="pictures") as advance:
+        for piece in _pieces(work, part, list(to_read)):
+            shard, facts = int(piece["shard"]), str(piece["engine"])
+            if facts not in engines:
+                engines.add(facts)
+                work.metrics.write(kind="engine", **json.loads(facts))
+            reasons = _commit(work, shard, shards.from_bytes(piece["text"]), seconds=float(piece["seconds"]))
+            advance(to_read[shard], reasons)
 
 
-def wanted(folder: RunFolder, recipe: CurateRecipe, shard: int) -> list[Row]:
-    """The rows of a shard whose text is to be read."""
-    if recipe.text is None:
+def wanted(folder: RunFolder, part: TextPart | None, shard: int) -> list[Row]:
+    """The rows of a shard whose text is to be read: row, uri, offset, bytes."""
+    if part is None:
         return []
-    rows = shards.read_rows(folder, shard, (*COLUMNS, "duplicates_skip"))
-    return [row for row in rows if _has_text(row, recipe.text)]
+    numbers = _with_text(pq.read_table(folder.rows("tag", shard), columns=["tags"])["tags"], part.threshold)
+    if not len(numbers):
+        return []
+    rows = shards.read_rows(folder, shard, (*COLUMNS, *ASIDE))
+    at_hand = [rows[number] for number in numbers if not any(rows[number][name] for name in ASIDE)]
+    return [{name: row[name] for name in COLUMNS} for row in at_hand]
 
 
-def _has_text(row: Row, part: TextPart) -> bool:
-    if any(row[name] for name in (*COLUMNS[3:], "duplicates_skip")):
-        return False
-    return any(tag["name"] == TEXT_TAG and tag["probability"] >= part.threshold for tag in row["tags"] or ())
+def _with_text(tags: Any, threshold: float) -> list[int]:
+    """The numbers of the rows that have TEXT_TAG with at least the threshold, as float32."""
+    lists = tags.combine_chunks()
+    flat, rows = lists.flatten(), pc.list_parent_indices(lists)
+    enough = pc.greater_equal(flat.field("probability"), pa.scalar(threshold, pa.float32()))
+    found: list[int] = rows.filter(pc.and_(pc.equal(flat.field("name"), TEXT_TAG), enough)).to_pylist()
+    return found
 
 
-class ReadShard:
-    """The reader as a Ray Data actor: the number of a shard in, the read rows of the shard out."""
+def _pieces(work: Work, part: TextPart, to_read: list[int]) -> Iterator[dict[str, Any]]:
+    """Each shard's read rows as soon as they are done."""
+    if part.url is None:
+        given = (weights.locate(part.reader, field="text.reader"), work.folder, work.recipe)
+        yield from shards.stream(shards.pooled(shards.each(to_read), ReadShards, given, cpus=MODEL_CPUS))
+        return
+    from sote.data import reader_http  # only where a server is asked
+
+    with contextlib.closing(reader_http.HttpReader.of(part, api_key=reader_http.key_of(part))) as engine:
+        yield from read(engine, work.folder, work.recipe, numbers=to_read)
+
+
+@dataclass(frozen=True)
+class Opener:
+    """Opens the picture of a row and prepares it for the engine."""
+
+    engine: Engine
+    recipe: CurateRecipe
+
+    def __call__(self, row: Row) -> Any:
+        """What the engine takes, or Unread with the reason that the picture cannot be opened for."""
+        try:
+            data = places.read(row["uri"], offset=row["offset"], bytes=row["bytes"])
+            return self.engine.prepare(open_picture(bytes(data), self.recipe.decode).image)
+        except FileNotFoundError:
+            return Unread("file vanished")
+        except OSError as error:
+            return Unread(f"cannot be read ({error.strerror})")
+        except Refused as error:
+            return Unread(error.reason)
+
+
+class ReadShards:
+    """LLaVA as a Ray Data actor: the number of a shard in, the read rows of the shard out."""
 
     def __init__(self, model: Path, folder: RunFolder, recipe: CurateRecipe) -> None:
-        from sote.data.text import Reader
-
         self.folder, self.recipe = folder, recipe
-        tokens = recipe.text.max_new_tokens if recipe.text else 0
-        self.reader = Late(lambda: Reader(model, max_new_tokens=tokens))
+        self.engine = Late(functools.partial(_llava, model, recipe))
 
-    def __call__(self, batch: Any) -> dict[str, Any]:
-        started, shard = time.monotonic(), int(batch["shard"][0])
-        rows = [self._read(row, self.recipe.decode) for row in wanted(self.folder, self.recipe, shard)]
-        table = shards.to_bytes(shards.table_of(STAGE, rows))
-        return shards.batch_of({"shard": shard, "seconds": time.monotonic() - started, "text": table})
-
-    def _read(self, row: Row, rule: DecodePart) -> Row:
-        try:
-            image = open_picture(Path(row["uri"]).read_bytes(), rule).image
-        except FileNotFoundError:
-            return {"row": row["row"], "text_error": "text: file vanished"}
-        except OSError as error:
-            return {"row": row["row"], "text_error": f"text: cannot be read ({error.strerror})"}
-        except Refused as error:
-            return {"row": row["row"], "text_error": f"text: {error.reason}"}
-        answer = self.reader.get().read([image])[0]
-        return {"row": row["row"], "read_text": answer, "text": reading.accept(answer)}
+    def __call__(self, batch: Any) -> Iterator[dict[str, Any]]:
+        numbers = [int(number) for number in batch["shard"]]
+        engine, node = self.engine.get(), ray.get_runtime_context().get_node_id()
+        yield from map(shards.batch_of, read(engine, self.folder, self.recipe, numbers=numbers, node=node))
 
 
-def _commit(work: Work, shard: int, found: dict[int, Row], *, seconds: float) -> None:
-    rows = [found.get(row, {"row": row}) for row in range(work.rows_in(shard))]
-    work.commit(STAGE, shard, shards.table_of(STAGE, rows), seconds=seconds)
+def _llava(model: Path, recipe: CurateRecipe) -> Engine:
+    from sote.data.text import Reader  # heavy: only where it runs
+
+    return Reader(model, max_new_tokens=recipe.text.max_new_tokens if recipe.text else 0, rows=recipe.slice_rows)
+
+
+def read(
+    engine: Engine, folder: RunFolder, recipe: CurateRecipe, *, numbers: list[int], node: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """The wanted rows of the shards, read by `engine`: cells shard, seconds, engine (its facts) and text (a table).
+
+    A shard is handed on when its last row is answered, while the next one's pictures are opened and asked about.
+    """
+    facts, started = json.dumps(engine.facts | {"node": node}), time.monotonic()
+    rows, asked = itertools.tee((shard, row) for shard in numbers for row in wanted(folder, recipe.text, shard))
+    opened = in_order(Opener(engine, recipe), (row for _, row in asked), threads=OPENERS, ahead=OPENED)
+    answered = zip(rows, engine.answers(opened), strict=True)
+    for shard, members in itertools.groupby(answered, key=lambda pair: pair[0][0]):
+        table = shards.table_of(STAGE, [_row(int(row["row"]), answer) for (_, row), answer in members])
+        now, before = time.monotonic(), started
+        started = now
+        yield {"shard": shard, "seconds": now - before, "engine": facts, "text": shards.to_bytes(table)}
+
+
+def _row(number: int, answer: str | Unread) -> Row:
+    if isinstance(answer, Unread):
+        return {"row": number, "text_error": f"text: {answer.reason}"}
+    return {"row": number, "read_text": answer, "text": reading.accept(answer)}
+
+
+def _commit(work: Work, shard: int, found: pa.Table, *, seconds: float) -> dict[str, int]:
+    """Commit a shard of which `found` has the rows that were read, and write its tally; the reasons of failure."""
+    read = found.to_pylist()
+    if read:
+        work.metrics.write(kind="text", shard=shard, **dataclasses.asdict(reading.tally(read)))
+    by_number = {row["row"]: row for row in read}
+    rows = [by_number.get(number, {"row": number}) for number in range(work.rows_in(shard))]
+    return work.commit(STAGE, shard, shards.table_of(STAGE, rows), seconds=seconds)

@@ -24,8 +24,15 @@ from sote.cluster.errors import RunFailed, WeightsError
 
 def pick_device(device: Device | str | None) -> torch.device:
     """`device` as torch names it; None is what this worker may use (NVIDIA, AMD, Intel or the CPU)."""
+    return pick_named(device)[0]
+
+
+def pick_named(device: Device | str | None) -> tuple[torch.device, str]:
+    """The same, and the device's name for people."""
     device = devices.here() if device is None else device
-    return torch.device(device if isinstance(device, str) else device.torch_name)
+    if isinstance(device, str):
+        return torch.device(device), device
+    return torch.device(device.torch_name), device.name
 
 
 @contextlib.contextmanager

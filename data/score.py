@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sote.cluster.devices import Device
 from sote.data import gate
 from sote.data.fitting import Pieces
-from sote.data.pretrained import compiled, exact_float32, pick_device
+from sote.data.pretrained import compiled, exact_float32, pick_named
 from sote.data.recipe import ScorePart
 from sote.data.score_files import CLIP_FILES as CLIP_FILES
 from sote.data.score_files import CLIP_MEAN as CLIP_MEAN
@@ -61,7 +61,7 @@ class Scorer:
         part: ScorePart = AS_PUBLISHED,
         device: Device | str | None = None,
     ) -> None:
-        self.device = pick_device(device)
+        self.device, name = pick_named(device)
         self._prepare = {"aesthetic": aesthetic_preparation(aesthetic), "quality": quality_preparation(quality_clip)}
         vit, self._good = load_vit(aesthetic)
         tower, features = load_tower(quality_clip)
@@ -74,7 +74,8 @@ class Scorer:
         self._pieces = {name: Pieces(WHOLE) for name in MODELS}
         self.facts: dict[str, str | float] = {
             "stage": "score",
-            "device": str(self.device),
+            "device": name,
+            "engine": "torch",
             "dtype": part.dtype,
             "compile": part.compile,
             "max_difference": self._changed_to(part),

@@ -1,6 +1,6 @@
 import pytest
 
-from sote.data.reading import accept
+from sote.data.reading import Tally, accept, tally
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,8 @@ from sote.data.reading import accept
         ('The text says "a {b|c} d"', 'The text says "a b|c d"'),
         ('The text says "cut off in the mid', 'The text says "cut off in the mid"'),
         ('The text says "川"', 'The text says "川"'),
+        ('The text says "cut off in the mid of a let\ufffd', 'The text says "cut off in the mid of a let"'),
+        ('The text says "tab\tbell\x07 line\u2028end\u200b"', 'The text says "tab bell line end"'),
     ],
 )
 def test_an_answer_that_quotes_the_text_is_cleaned_and_accepted(answer: str, text: str) -> None:
@@ -43,3 +45,15 @@ def test_what_is_accepted_is_one_tag_and_is_accepted_again() -> None:
     text = accept('The text says "one, two,\n{three}"')
     assert text == 'The text says "one. two. three"'
     assert accept(text) == text
+
+
+def test_every_row_that_was_to_be_read_is_counted_once() -> None:
+    rows = [
+        {"text": 'The text says "A"', "read_text": 'The text says "A".', "text_error": None},
+        {"text": None, "read_text": "A girl.", "text_error": None},
+        {"text": None, "read_text": "", "text_error": None},
+        {"text": None, "read_text": None, "text_error": "text: file vanished"},
+        {"text": None, "read_text": None, "text_error": None},
+    ]
+    assert tally(rows) == Tally(asked=4, accepted=1, refused=2, failed=1)
+    assert tally([]) == Tally(0, 0, 0, 0)
