@@ -56,7 +56,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         try:
             _init(address)
             _hush()
-            _be_patient()
+            _settle_data()
             yield
         finally:
             ray.shutdown()
@@ -130,10 +130,12 @@ def _hush() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _be_patient() -> None:
-    """Waiting for a machine is no failure: Ray Data would end a run after half an hour without progress, and after the
-    first actor that dies while it loads its model, as one does that is killed."""
+def _settle_data() -> None:
+    """Let Ray Data hand on every row of a dataset as it is made, for a row is a whole piece of work: it would gather
+    them up to a size in bytes. And waiting for a machine is no failure: it would end a run after half an hour without
+    progress, and after the first actor that dies while it loads its model, as one does that is killed."""
     context = ray.data.DataContext.get_current()
+    context.target_max_block_size = 1  # byte
     context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = ACTOR_STARTS
 

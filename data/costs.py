@@ -44,6 +44,10 @@ class Peak:
     bfloat16: float
     float32: float
 
+    def of(self, dtype: str) -> float:
+        """TFLOP/s in that dtype; anything but float32 counts as a 16-bit one."""
+        return self.float32 if dtype == "float32" else self.bfloat16
+
 
 DEVICES: dict[str, Peak] = {
     "H200": Peak(989, 67),
@@ -75,7 +79,7 @@ class Machine:
         """FLOP/s that the stage's models reach on all devices together."""
         if not self.devices:
             return self.cores * CORE_GFLOPS * GIGA
-        peaks = (getattr(peak_of(name), dtype) * count for name, count in self.devices.items())
+        peaks = (peak_of(name).of(dtype) * count for name, count in self.devices.items())
         return sum(peaks) * TERA * REACHED[stage]
 
 

@@ -1,14 +1,19 @@
 """One pass over the pixels: decode, score and tag share a single decode of each picture.
 
-A shard is one task that reads its files in order and hands on slices of `slice_rows` rows; the scorer and the tagger
-are actors. A slice always holds the same rows and is padded to one size, so a score does not depend on which worker
-computed it, on what else ran, or on how often the run was interrupted. The driver collects slices and commits shards.
-Reads: uri, index_skip, index_error. Writes: the columns of decode, score and tag.
+A shard is one task that reads its files in order and hands on slices of `slice_rows` rows. The models live in one pool
+of actors, one for each accelerator whatever its make: an actor finds its device and engine when it starts, and takes a
+slice whenever it is free, one at a time, so that a slow device never holds the end back by more than a slice. A slice
+always holds the same rows and is padded to one size, so a score does not depend on which worker computed it, on what
+else ran, or on how often the run was interrupted. The driver collects slices and commits shards.
+Reads: uri, offset, bytes, index_skip, index_error. Writes: the columns of decode, score and tag.
 
 Kind: wiring.
 """
 
+import functools
+import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,33 +22,32 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy
 
-from sote.cluster import logs, session, weights
+from sote.cluster import logs, weights
 from sote.cluster.storage import RunFolder
 from sote.data import shards
-from sote.data.decode import decode_row
-from sote.data.inputs import InputShapes, blank_inputs
-from sote.data.recipe import CurateRecipe, DecodePart
+from sote.data.decoder import Decoder
+from sote.data.inputs import InputShapes
+from sote.data.recipe import CurateRecipe, DecodePart, ScorePart, TagPart
 from sote.data.schema import RATINGS
 from sote.data.shards import Late, Work
 
 STAGES = ("decode", "score", "tag")
-# Shares of a CPU, so that two decoding tasks and two models fit two cores; one accelerator carries both models. They
-# differ because Ray Data fuses neighbours that ask for the same, and decoding would then run in the model's actor.
-DECODE_CPUS, MODEL_CPUS, MODEL_GPUS = 0.5, 0.4, 0.5
+READ = ("row", "uri", "offset", "bytes", "index_skip", "index_error")
 
 Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Models:
-    """Where the scorers and the tagger lie on this machine."""
+    """Where the scorers and the tagger lie on this machine, and how they are run."""
 
     aesthetic: Path
     quality_clip: Path
     quality_head: Path
     tagger: Path
+    score: ScorePart
+    tag: TagPart
 
     def shapes(self) -> InputShapes:
         """The sizes of the pictures that the models take."""
@@ -63,6 +67,8 @@ def models_of(recipe: CurateRecipe) -> Models:
         quality_clip=weights.locate(recipe.score.quality_clip, field="score.quality_clip"),
         quality_head=weights.locate(recipe.score.quality_head, field="score.quality_head"),
         tagger=weights.locate(recipe.tag.tagger, field="tag.tagger"),
+        score=recipe.score,
+        tag=recipe.tag,
     )
 
 
@@ -72,28 +78,41 @@ def run(work: Work) -> None:
     if not pending:
         return
     collected: dict[int, list[Batch]] = {}
+    engines: set[str] = set()
     started = last = time.monotonic()
     with logs.progress("decode, score, tag", sum(work.rows_in(shard) for shard in pending)) as advance:
-        for piece in shards.stream(_dataset(work, pending)):
+        for piece in pieces(work, pending):
             shard = int(piece["shard"])
             collected.setdefault(shard, []).append(piece)
-            advance(int(piece["rows"]))
-            if sum(int(piece["rows"]) for piece in collected[shard]) == work.rows_in(shard):
+            _record_engines(work, str(piece.pop("engines")), engines)
+            reasons = Counter[str]()
+            if sum(int(each["rows"]) for each in collected[shard]) == work.rows_in(shard):
                 last, before = time.monotonic(), last
-                _commit(work, shard, collected.pop(shard), seconds=last - max(before, started))
+                reasons = _commit(work, shard, collected.pop(shard), seconds=last - max(before, started))
+            advance(int(piece["rows"]), reasons)
+
+
+def pieces(work: Work, pending: list[int]) -> Iterator[Batch]:
+    """Decode, score and tag these shards: slices with their tables, as they are ready, in no set order."""
+    return shards.stream(_dataset(work, pending))
 
 
 def _dataset(work: Work, pending: list[int]) -> ray.data.Dataset:
     recipe, models = work.recipe, models_of(work.recipe)
     cut = Cut(work.folder, recipe.decode, models.shapes(), recipe.slice_rows)
-    cpus, gpus, actors = session.model_pool(cpus=MODEL_CPUS, gpus=MODEL_GPUS)
-    pool, given = ActorPoolStrategy(size=actors), (models,)
-    return (
-        shards.each(pending)
-        .map_batches(cut, batch_size=1, batch_format="numpy", num_cpus=DECODE_CPUS)
-        .map_batches(ScoreRows, fn_constructor_args=given, batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus)
-        .map_batches(TagRows, fn_constructor_args=given, batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus)
-    )
+    decode_cpus, model_cpus = shares()
+    slices = shards.each(pending).map_batches(cut, batch_size=1, batch_format="numpy", num_cpus=decode_cpus)
+    return shards.pooled(slices, Look, (models,), cpus=model_cpus)
+
+
+def shares() -> tuple[float, float]:
+    """Shares of a CPU for a decoding task, and for a model where there is no accelerator.
+
+    On a small machine two decoding tasks and a model fit two cores. The shares differ because Ray Data fuses neighbours
+    that ask for the same, and decoding would then run in the model's actor.
+    """
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return (1.0, 0.9) if resources.get("CPU", 0) >= 4 else (0.5, 0.8)
 
 
 @dataclass(frozen=True)
@@ -107,84 +126,87 @@ class Cut:
 
     def __call__(self, batch: Any) -> Iterator[Batch]:
         shard = int(batch["shard"][0])
-        rows = shards.read_rows(self.folder, shard, ("row", "uri", "index_skip", "index_error"))
+        rows = shards.read_rows(self.folder, shard, READ)
+        decoder = _decoder(self.rule, self.shapes, self.slice_rows)
         for start in range(0, len(rows), self.slice_rows):
             piece = rows[start : start + self.slice_rows]
-            decoded = [row | decode_row(row, rule=self.rule, shapes=self.shapes) for row in piece]
-            table = shards.to_bytes(shards.table_of("decode", decoded))
-            arrays = {name: self._padded([row[name] for row in decoded]) for name in blank_inputs(self.shapes)}
-            sound = self._padded([np.bool_(row["sound"]) for row in decoded])
+            decoded, arrays = decoder.slice(piece)
+            sound = np.zeros(self.slice_rows, np.bool_)  # what fills up is zeros, and False here
+            sound[: len(piece)] = [row["sound"] for row in decoded]
+            columns = [row | found for row, found in zip(piece, decoded, strict=True)]
+            table = shards.to_bytes(shards.table_of("decode", columns))
             cells = {"shard": shard, "start": start, "rows": len(piece), "sound": sound, "decode": table}
             yield shards.batch_of(cells | arrays)
 
-    def _padded(self, values: list[Any]) -> np.ndarray[Any, Any]:
-        """Stack to exactly slice_rows: what fills up is zeros, and False in `sound`."""
-        stacked = np.stack(values)
-        missing = self.slice_rows - len(stacked)
-        return np.concatenate([stacked, np.zeros((missing, *stacked.shape[1:]), stacked.dtype)]) if missing else stacked
+
+@functools.lru_cache(maxsize=1)
+def _decoder(rule: DecodePart, shapes: InputShapes, slice_rows: int) -> Decoder:
+    """The decoder of this worker's process; its child lives as long as the worker does."""
+    return Decoder(rule, shapes, slice_rows=slice_rows)
 
 
-class ScoreRows:
-    """The scorer as a Ray Data actor: one slice in, the slice with its `score` table out."""
+class Look:
+    """Scorer and tagger of one device as a Ray Data actor: a slice in, the slice with its tables out."""
 
     def __init__(self, models: Models) -> None:
         from sote.data.score import Scorer
-
-        self.scorer = Late(lambda: Scorer(models.aesthetic, models.quality_clip, models.quality_head))
-
-    def __call__(self, batch: Any) -> Batch:
-        piece = shards.cells_of(batch)
-        models = ("sound", "aesthetic_input", "quality_input")
-        out = self.scorer.get()({name: piece.pop(name) if name != "sound" else piece[name] for name in models})
-        names = ("aesthetic_score", "aesthetic_logit", "quality_score", "quality_logit", "score_error")
-        return _add(piece, "score", [{name: _plain(out[name][at]) for name in names} for at in range(piece["rows"])])
-
-
-class TagRows:
-    """The tagger as a Ray Data actor: one slice in, the slice with its `tag` table out."""
-
-    def __init__(self, models: Models) -> None:
         from sote.data.tag import Tagger
 
-        self.tagger = Late(lambda: Tagger(models.tagger))
+        paths = (models.aesthetic, models.quality_clip, models.quality_head)
+        self.scorer = Late(lambda: Scorer(*paths, part=models.score))
+        self.tagger = Late(lambda: Tagger(models.tagger, part=models.tag))
 
     def __call__(self, batch: Any) -> Batch:
-        import json
-
         piece = shards.cells_of(batch)
-        out = self.tagger.get()({"sound": piece["sound"], "tagger_input": piece.pop("tagger_input")})
-        rows = []
-        for at in range(piece["rows"]):
-            tagged = bool(piece["sound"][at]) and out["tag_error"][at] is None
-            tags = json.loads(out["tags_json"][at]) if tagged else []
-            keys = ("name", "probability", "category")
-            rating = dict(zip(RATINGS, map(float, out["rating"][at]), strict=True)) if tagged else None
-            rows.append(
-                {
-                    "rating": rating,
-                    "tags": [dict(zip(keys, tag, strict=True)) for tag in tags] if tagged else None,
-                    "tag_error": out["tag_error"][at],
-                }
-            )
-        return _add(piece, "tag", rows)
+        scorer, tagger = self.scorer.get(), self.tagger.get()
+        start, rows = int(piece["start"]), int(piece["rows"])
+        inputs = {name: piece.pop(name) for name in ("sound", "aesthetic_input", "quality_input", "tagger_input")}
+        scored, tagged = score_rows(scorer(inputs), rows), tag_rows(tagger(inputs), rows)
+        for stage, found in (("score", scored), ("tag", tagged)):
+            numbered = [row | {"row": start + at} for at, row in enumerate(found)]
+            piece[stage] = shards.to_bytes(shards.table_of(stage, numbered))
+        node = ray.get_runtime_context().get_node_id()
+        piece["engines"] = json.dumps([facts | {"node": node} for facts in (scorer.facts, tagger.facts)])
+        return shards.batch_of(piece)
 
 
-def _add(piece: Batch, stage: str, rows: list[dict[str, Any]]) -> Batch:
-    numbered = [row | {"row": int(piece["start"]) + at} for at, row in enumerate(rows)]
-    return shards.batch_of(piece | {stage: shards.to_bytes(shards.table_of(stage, numbered))})
+def score_rows(out: Batch, rows: int) -> list[dict[str, Any]]:
+    """What a scorer gave for the first `rows` rows of a slice. A number that is not finite is null."""
+    names = ("aesthetic_score", "aesthetic_logit", "quality_score", "quality_logit")
+    return [
+        {name: float(out[name][at]) if np.isfinite(out[name][at]) else None for name in names}
+        | {"score_error": out["score_error"][at]}
+        for at in range(rows)
+    ]
 
 
-def _plain(value: Any) -> Any:
-    """A number that is not finite is null in the rows."""
-    if isinstance(value, np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value
+def tag_rows(out: Batch, rows: int) -> list[dict[str, Any]]:
+    """What a tagger gave for the first `rows` rows of a slice; a row that it did not look at has no tags."""
+    found = []
+    for at in range(rows):
+        tagged = out["tags_json"][at] is not None
+        tags = json.loads(out["tags_json"][at]) if tagged else []
+        rating = dict(zip(RATINGS, map(float, out["rating"][at]), strict=True)) if tagged else None
+        keys = ("name", "probability", "category")
+        listed = [dict(zip(keys, tag, strict=True)) for tag in tags] if tagged else None
+        found.append({"rating": rating, "tags": listed, "tag_error": out["tag_error"][at]})
+    return found
 
 
-def _commit(work: Work, shard: int, pieces: list[Batch], *, seconds: float) -> None:
+def _record_engines(work: Work, engines: str, known: set[str]) -> None:
+    """Write into the metrics what a worker runs on, once for each worker's device and engine."""
+    if engines not in known:
+        known.add(engines)
+        for facts in json.loads(engines):
+            work.metrics.write(kind="engine", **facts)
+
+
+def _commit(work: Work, shard: int, pieces: list[Batch], *, seconds: float) -> Counter[str]:
     """Commit each stage that lacks the shard. The pass is one: its seconds are shared evenly by its stages."""
     pieces.sort(key=lambda piece: int(piece["start"]))
+    reasons = Counter[str]()
     for stage in STAGES:
         if not work.is_committed(stage, shard):
             table = pa.concat_tables([shards.from_bytes(piece[stage]) for piece in pieces])
-            work.commit(stage, shard, table, seconds=seconds / len(STAGES))
+            reasons.update(work.commit(stage, shard, table, seconds=seconds / len(STAGES)))
+    return reasons

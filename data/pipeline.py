@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,8 +193,8 @@ STAGES: tuple[Stage, ...] = (
 def _probe(work: Work) -> None:
     """Find one file that opens as a picture, before any model is loaded."""
     for shard in range(work.shard_count()):
-        for row in work.read(shard, ("uri", "index_skip")):
-            if row["index_skip"] is None and decode.opens(Path(row["uri"])):
+        for row in work.read(shard, ("uri", "offset", "bytes", "index_skip")):
+            if row["index_skip"] is None and decode.opens(row):
                 return
     places = ", ".join(source.path for source in work.recipe.sources)
     raise SourceError(f"sources: not one readable picture among the {work.row_count()} files in {places}")
