@@ -29,13 +29,14 @@ class Form:
 
     rows: Callable[[Source], Iterator[Row]]
     count: Callable[[Source], int]
+    begins: Callable[[Source], bool]  # whether there is a file, of which the first can be read; without its content
     ending: str | None
 
 
 FORMS = {
-    "folder": Form(index_folder.rows, index_folder.count, None),
-    "webdataset": Form(index_tar.rows, index_tar.count, index_tar.ENDING),
-    "parquet": Form(index_parquet.rows, index_parquet.count, index_parquet.ENDING),
+    "folder": Form(index_folder.rows, index_folder.count, index_folder.begins, None),
+    "webdataset": Form(index_tar.rows, index_tar.count, index_tar.begins, index_tar.ENDING),
+    "parquet": Form(index_parquet.rows, index_parquet.count, index_parquet.begins, index_parquet.ENDING),
 }
 
 
@@ -71,11 +72,11 @@ def check(source: Source) -> None:
             raise SourceError(f"source {source.name}: no such folder: {source.path}")
         if there == "file":
             raise SourceError(f"source {source.name}: {source.path} is a file, {_for_file(path)}")
-    if next(form.rows(source), None) is None:
-        what = "pictures" if form.ending is None else f"{form.ending} files"
-        raise SourceError(f"source {source.name}: no file in {source.path}, path must name a folder with {what}")
-    if form.ending is not None and there == "folder" and not any(file.wanted for file in _files(source)):
-        raise SourceError(f"source {source.name}: no {form.ending} file in {source.path}, mend path or form")
+    if not form.begins(source):
+        ending, what = ("", "pictures") if form.ending is None else (f" {form.ending}", f"{form.ending} files")
+        raise SourceError(
+            f"source {source.name}: no{ending} file in {source.path}, path must name a folder with {what}"
+        )
 
 
 def count(source: Source) -> int:

@@ -56,6 +56,11 @@ def count(source: Source) -> int:
     return sum(len(names) for _, names in walk(source, files.absolute(source.path), facts=False))
 
 
+def begins(source: Source) -> bool:
+    """Whether there is a file. Raises SourceError as `rows` does, as far as the first."""
+    return next(walk(source, files.absolute(source.path)), None) is not None
+
+
 def walk(
     source: Source, uri: str, *, facts: bool = True, parent: Folder | None = None, above: Above = frozenset()
 ) -> Iterator[tuple[Folder, list[str]]]:

@@ -49,6 +49,15 @@ def count(source: Source) -> int:
     return total
 
 
+def begins(source: Source) -> bool:
+    """Whether there is a Parquet file. Raises SourceError as `rows` does, as far as the first."""
+    first = next((file for file in index_files.found(source, ENDING) if file.wanted), None)
+    cells = _opened(source, first) if first else None
+    if isinstance(cells, Cells):
+        cells.close()
+    return first is not None
+
+
 def _opened(source: Source, file: Found) -> Cells | str:
     """The file, or why it cannot be read. Raises SourceError, also where no column has pictures."""
     try:

@@ -45,6 +45,12 @@ def count(source: Source) -> int:
     return sum(_count(source, file) if file.wanted else 1 for file in index_files.found(source, ENDING))
 
 
+def begins(source: Source) -> bool:
+    """Whether there is a tar. Raises SourceError as `rows` does, as far as the first."""
+    first = next((file for file in index_files.found(source, ENDING) if file.wanted), None)
+    return first is not None
+
+
 def _rows(source: Source, file: Found) -> Iterator[Row]:
     content = _content(source, file, facts=True)
     keys = Counter(_key(member.name) for member in content.members if is_picture(member.name))

@@ -39,9 +39,9 @@ def merged(several: Sequence[Sidecar]) -> Sidecar:
     return Sidecar(
         date=next((each.date for each in several if each.date), None),
         artist=next((each.artist for each in several if each.artist), None),
-        characters=distinct(name for each in several for name in each.characters),
-        series=distinct(name for each in several for name in each.series),
-        tags=distinct(name for each in several for name in each.tags),
+        characters=tuple(dict.fromkeys(name for each in several for name in each.characters)),
+        series=tuple(dict.fromkeys(name for each in several for name in each.series)),
+        tags=tuple(dict.fromkeys(name for each in several for name in each.tags)),
         title=next((each.title for each in several if each.title), None),
         short_title=next((each.short_title for each in several if each.short_title), None),
     )
@@ -57,7 +57,10 @@ def text(value: object) -> str | None:
 
 def distinct(names: Iterable[str]) -> tuple[str, ...]:
     """Names in their order, each once, without space around them; empty ones go."""
-    return tuple(dict.fromkeys(fit for name in names if (fit := text(name))))
+    stripped = [name.strip() for name in names]
+    if not "".join(stripped).isascii():
+        stripped = [_HALVES.sub("\ufffd", name) for name in stripped]
+    return tuple(dict.fromkeys(filter(None, stripped)))
 
 
 def terms(line: str) -> tuple[str, ...]:

@@ -42,16 +42,16 @@ def parse(data: bytes | str) -> Sidecar:
 def of_post(post: Mapping[str, Any], *, record: bool = False) -> Sidecar:
     """What a post says of its picture. Raises BrokenSidecar where its typed tags are not names."""
     general = _names(post, "general")
-    given = Sidecar(tags=general) if general is not None else _tags(post, blanks=not record)
     typed = Sidecar(
         date=next((found for field in DATE_FIELDS if (found := date(post.get(field)))), None),
         artist=_artist(post),
         characters=_names(post, "character") or (),
         series=_names(post, "copyright") or (),
+        tags=general or (),
         title=text(post.get("title")),
         short_title=text(post.get("short_title")),
     )
-    return merged([typed, given])
+    return typed if general is not None else merged([typed, _tags(post, blanks=not record)])
 
 
 def of_record(record: Mapping[str, Any]) -> Sidecar:
@@ -103,6 +103,6 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def _listed(value: object, otherwise: str) -> list[str]:
-    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+    if isinstance(value, list) and set(map(type, value)) <= {str}:
         return value
     raise BrokenSidecar(otherwise)

@@ -229,9 +229,9 @@ def test_a_source_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, make: 
     [
         ("a.tar", "folder", 'source mine: {path} is a file, say form = "webdataset"'),
         ("a.parquet", "folder", 'source mine: {path} is a file, say form = "parquet"'),
-        ("in", "webdataset", "source mine: no .tar file in {path}, mend path or form"),
-        ("in", "parquet", "source mine: no .parquet file in {path}, mend path or form"),
-        ("none", "webdataset", "source mine: no file in {path}, path must name a folder with .tar files"),
+        ("in", "webdataset", "source mine: no .tar file in {path}, path must name a folder with .tar files"),
+        ("in", "parquet", "source mine: no .parquet file in {path}, path must name a folder with .parquet files"),
+        ("none", "webdataset", "source mine: no .tar file in {path}, path must name a folder with .tar files"),
         ("no", "parquet", "source mine: no such file: {path}; mend path"),
     ],
 )
