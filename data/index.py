@@ -84,11 +84,6 @@ def count(source: Source) -> int:
     return FORMS[source.form].count(source)
 
 
-def files(source: Source) -> Iterator[Row]:
-    """Every file of a source that becomes a row, in their order."""
-    return FORMS[source.form].rows(source)
-
-
 def _rows(source: Source) -> Iterator[Row]:
     shared = 0
     for row in FORMS[source.form].rows(source):
