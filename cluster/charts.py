@@ -67,6 +67,15 @@ def bars(items: Sequence[tuple[str, float]], *, values: Sequence[str] | None = N
     return tag("ul", *rows, class_="bars")
 
 
+def _short(count: int) -> str:
+    """A count in at most four signs: 999, 9.9k, 412k, 6.0M."""
+    if count < 1000:
+        return number(count)
+    if count < 999_500:
+        return f"{count / 1e3:.{1 if count < 9_950 else 0}f}k"
+    return f"{count / 1e6:.1f}M"
+
+
 def stack(parts: Sequence[tuple[str, int]], *, whole: int, label: str) -> Html:
     """One bar cut into parts, each with its class in the stylesheet; of `whole`, which fills it."""
     pieces = [
@@ -81,7 +90,7 @@ def columns(items: Sequence[tuple[str, int]]) -> Html:
     rows = [
         tag(
             "li",
-            tag("span", number(value), class_="n"),
+            tag("span", _short(value), class_="n", title=number(value)),
             tag("i", style=f"height:{100 * value / most:.2f}%"),
             tag("span", name, class_="name"),
         )

@@ -115,8 +115,8 @@ tbody tr:hover { background: var(--glow); }
 .words > p:first-child b { font: 500 1.75rem/1.1 var(--serif); font-variant-numeric: tabular-nums lining-nums; }
 .meaning { font-size: .86rem; color: var(--soft); }
 .reasons { margin-top: .55rem; font-size: .88rem; }
-.reasons li { display: grid; grid-template-columns: 4.2em minmax(0, 1fr); gap: .7rem; padding: .12rem 0; }
-.reasons b { text-align: right; }
+.reasons li { display: grid; grid-template-columns: minmax(4.2em, max-content) minmax(0, 1fr); gap: .7rem; padding: .12rem 0; }
+.reasons b { text-align: right; white-space: nowrap; }
 .reasons + details, .words details { margin-top: .3rem; font-size: .88rem; }
 
 /* bars */
@@ -148,6 +148,7 @@ tbody tr:hover { background: var(--glow); }
 /* histogram with bands */
 .ladder { display: grid; grid-template-columns: 2.6rem minmax(0, 1fr) minmax(10.6rem, 40%); height: 430px;
   font-size: .86rem; }
+@media (max-width: 30rem) { .ladder { grid-template-columns: 2.6rem minmax(0, 1fr) 12.4rem; font-size: .8rem; } }
 .ladder .ticks, .lines .ticks { position: relative; color: var(--soft); font-size: .76rem; }
 .ticks span { position: absolute; right: .6rem; transform: translateY(-50%); white-space: nowrap; }
 .plot { position: relative; border-left: 1px solid var(--soft); }

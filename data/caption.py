@@ -22,11 +22,14 @@ __all__ = [
     "SEPARATOR",
     "Caption",
     "CaptionFacts",
+    "Said",
     "Words",
     "caption",
     "check_source",
+    "general_tag",
     "load_profile",
     "one_tag",
+    "peoples_tag",
     "split_series",
 ]
 
@@ -63,6 +66,14 @@ class CaptionFacts:
     text: str | None = None
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a caption says of a picture's tags: the tagger's characters by name, and the rest as it is written."""
+
+    characters: Sequence[str]
+    rest: Sequence[str]
+
+
 class Words(TypedDict):
     """What scores, year and rating become, whether or not this kind of source says its date."""
 
@@ -81,8 +92,12 @@ class Caption:
     words: Words
 
 
-def caption(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> Caption:
-    """The caption of one picture. What is unknown is left out; with nothing known there are no tags."""
+def caption(facts: CaptionFacts, profile: Profile, *, part: CaptionPart, said: Said | None = None) -> Caption:
+    """The caption of one picture. What is unknown is left out; with nothing known there are no tags.
+
+    `said` is for who has looked at the tags of many pictures at once: then those in `facts` are not looked at, unless
+    the profile's assembly is kohya's.
+    """
     words = Words(
         aesthetic=aesthetic_word(facts.aesthetic_score, profile),
         quality=quality_word(facts.quality_score, profile),
@@ -98,11 +113,13 @@ def caption(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> Capt
     }
     if profile.assembly == "kohya":
         groups["rating"] = block = _kohya_block(facts, words, part=part)
-        groups["rest"] = [tag for tag in dict.fromkeys(_peoples_tags(facts, profile)) if tag not in block]
+        given = dict.fromkeys(peoples_tag(name, profile) for name in facts.sidecar_tags)
+        groups["rest"] = [tag for tag in given if tag not in block]
     else:
+        said = said or _said(facts, profile, part=part)
         groups["rating"] = [words["rating"]]
-        groups["character"], groups["series"] = _characters(facts, profile, part=part)
-        groups["rest"] = _general_tags(facts, profile, part=part) + _peoples_tags(facts, profile)
+        groups["character"], groups["series"] = _characters(facts, said, profile)
+        groups["rest"] = said.rest
     listed = [tag for group in profile.groups for tag in groups.get(group, ()) if tag]
     listed += text if profile.text_position == "end" else []
     tags = tuple(listed) if profile.assembly == "kohya" else tuple(dict.fromkeys(listed))
@@ -129,6 +146,20 @@ def check_source(source: Source, profile: Profile) -> None:
 def one_tag(name: str) -> str:
     """`name` made fit to stand between commas: what is unfit becomes one blank, outer blanks go; may be empty."""
     return _UNFIT.sub(" ", name).strip()
+
+
+def general_tag(name: str, profile: Profile) -> str:
+    """A general tag as a caption has it: blanks for underscores, but for kaomoji; may be empty."""
+    return name if name in profile.kaomoji_set else _spaced(name)
+
+
+def peoples_tag(name: str, profile: Profile) -> str:
+    """A tag that people gave as a caption has it; empty if the caption says such words itself.
+
+    Their tags may be an older caption, whose words of scores, date and rating would contradict the new ones.
+    """
+    tag = general_tag(name, profile)
+    return "" if tag in profile.vocabulary else tag
 
 
 def split_series(name: str, profile: Profile) -> tuple[str, str | None]:
@@ -159,27 +190,20 @@ def _last_parenthesis(name: str) -> int | None:
     return None
 
 
-def _characters(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> tuple[list[str], list[str]]:
+def _said(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> Said:
+    general = _passing(facts, "general", threshold=part.general_threshold)
+    rest = [general_tag(name, profile) for name in general]
+    rest += [peoples_tag(name, profile) for name in facts.sidecar_tags]
+    return Said(_passing(facts, "character", threshold=part.character_threshold), rest)
+
+
+def _characters(facts: CaptionFacts, said: Said, profile: Profile) -> tuple[list[str], list[str]]:
     """Characters (the sidecar's, then the tagger's) and series (the sidecar's, else those that the characters name)."""
-    tagged = _passing(facts, "character", threshold=part.character_threshold)
-    split = [split_series(name, profile) for name in [*facts.characters, *tagged]]
+    split = [split_series(name, profile) for name in (*facts.characters, *said.characters)]
     series = [_spaced(name) for name in facts.series]
     if not any(series):
         series = [named for _, named in split if named]
     return [character for character, _ in split], series
-
-
-def _general_tags(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> list[str]:
-    kaomoji = profile.kaomoji_set
-    passing = _passing(facts, "general", threshold=part.general_threshold)
-    return [name if name in kaomoji else _spaced(name) for name in passing]
-
-
-def _peoples_tags(facts: CaptionFacts, profile: Profile) -> list[str]:
-    """The tags that people gave, but for words that the caption says itself: an older caption may be among them."""
-    kaomoji, own = profile.kaomoji_set, profile.vocabulary
-    tags = [name if name in kaomoji else _spaced(name) for name in facts.sidecar_tags]
-    return [tag for tag in tags if tag not in own]
 
 
 def _passing(facts: CaptionFacts, wanted: str, *, threshold: float) -> list[str]:

@@ -1,13 +1,14 @@
 """The captions of a whole shard: Arrow columns in, Arrow columns out, each row by `caption.caption`.
 
-A row has about eighty tags, of which thirty are in its caption. So the tags are looked at as flat arrays, and only
-those that pass their threshold become Python objects.
+A row has about eighty tags out of ten thousand, of which thirty are in its caption. So the tags are looked at as flat
+arrays: each different one is written once, and only those that pass their threshold become Python objects.
 Reads: COLUMNS. Writes: words, caption, caption_tags.
 
 Kind: pure.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
 
@@ -17,16 +18,18 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from sote.data import schema
-from sote.data.caption import Caption, CaptionFacts, caption
+from sote.data.caption import Caption, CaptionFacts, Said, caption, general_tag, peoples_tag
 from sote.data.caption_profile import Profile
 from sote.data.kohya import Tag
 from sote.data.recipe import CaptionPart, Source
 
 pc: Any = pyarrow.compute  # its stubs lack overloads that are used here
-Column = Any  # pa.Array or pa.ChunkedArray
 
-SAID = ("artist", "title", "short_title", "characters", "series", "sidecar_tags")  # of sidecars
-COLUMNS = ("source", "aesthetic_score", "quality_score", "rating", "tags", "year", "text", *SAID)
+AS_THEY_ARE = ("source", "aesthetic_score", "quality_score", "year", "text", "artist", "title", "short_title")
+COLUMNS = (*AS_THEY_ARE, "characters", "series", "sidecar_tags", "rating", "tags")
+
+Column = Any  # pa.Array or pa.ChunkedArray
+Mask = NDArray[np.bool_]
 
 
 def captions(
@@ -34,74 +37,118 @@ def captions(
 ) -> dict[str, Column]:
     """caption's columns of the rows in `table`, which has COLUMNS; null where a row was never tagged.
 
-    `sources` are the recipe's by name. The columns of strings in `tags` may be dictionaries.
+    `sources` are the recipe's by name. The strings of tags may be dictionaries.
     """
-    passing = _passing(table["tags"], part)
-    lists = [table[name].to_pylist() for name in COLUMNS if name not in ("rating", "tags")]
-    columns = dict(zip((name for name in COLUMNS if name not in ("rating", "tags")), lists, strict=True))
-    ratings = _ratings(table["rating"])
+    columns = {name: table[name].to_pylist() for name in (*AS_THEY_ARE, "characters", "series")}
+    columns["rating"] = _ratings(table["rating"])
+    tags, given = _Tags.of(table["tags"], part), _given(table, sources)
+    if profile.assembly == "kohya":
+        columns |= {"tags": tags.tuples(), "sidecar_tags": given.cut(given.names, given.all)}
+    else:
+        columns["said"] = _said(tags, given, profile)
     made: list[Caption | None] = []
-    for at, tags in enumerate(passing):
-        if tags is None:
+    for at, there in enumerate(table["tags"].is_valid().to_pylist()):
+        if not there:
             made.append(None)
             continue
-        said = {name: column[at] for name, column in columns.items()}
-        made.append(caption(_facts(said, tags, rating=ratings[at], sources=sources), profile, part=part))
+        row = {name: column[at] for name, column in columns.items()}
+        made.append(caption(_facts(row, sources), profile, part=part, said=row.get("said")))
     return _columns(made)
 
 
-def _facts(
-    said: dict[str, Any], tags: Sequence[Tag], *, rating: Sequence[float] | None, sources: Mapping[str, Source]
-) -> CaptionFacts:
-    source = sources[said["source"]]
+def _facts(row: Mapping[str, Any], sources: Mapping[str, Source]) -> CaptionFacts:
+    source = sources[row["source"]]
     return CaptionFacts(
         source_kind=source.kind,
-        aesthetic_score=said["aesthetic_score"],
-        quality_score=said["quality_score"],
-        rating=rating,
-        tags=tags,
-        year=said["year"],
+        aesthetic_score=row["aesthetic_score"],
+        quality_score=row["quality_score"],
+        rating=row["rating"],
+        tags=row.get("tags", ()),
+        year=row["year"],
         source_word=source.date_word,
         source_tags=source.tags,
-        artist=said["artist"],
-        title=said["title"] or source.title,
-        short_title=said["short_title"] or source.short_title,
-        characters=said["characters"] or (),
-        series=said["series"] or (),
-        sidecar_tags=(said["sidecar_tags"] or ()) if source.sidecar_tags else (),
-        text=said["text"],
+        artist=row["artist"],
+        title=row["title"] or source.title,
+        short_title=row["short_title"] or source.short_title,
+        characters=row["characters"] or (),
+        series=row["series"] or (),
+        sidecar_tags=row.get("sidecar_tags", ()),
+        text=row["text"],
     )
 
 
-def _passing(tags: Column, part: CaptionPart) -> Iterator[list[Tag] | None]:
-    """For each row its tags from the lowest threshold of their category on, in their order; None where it has none."""
-    lists = tags.combine_chunks()
-    flat = lists.flatten()
-    probability = flat.field("probability").to_numpy(zero_copy_only=False)
-    names, which = _strings(flat.field("name"))
-    categories, category = _strings(flat.field("category"))
-    floors = [
-        _floor(part.character_threshold if each == "character" else part.general_threshold) for each in categories
-    ]
-    keep = probability >= np.array([*floors, 0], np.float32)[category]
-    name, likely, kind = names[which[keep]].tolist(), probability[keep].tolist(), categories[category[keep]].tolist()
-    sizes = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
-    bounds = np.concatenate([[0], np.cumsum(keep)])[np.concatenate([[0], np.cumsum(sizes)])].tolist()
-    for there, (start, end) in zip(lists.is_valid().to_pylist(), pairwise(bounds), strict=True):
-        # a row's tuples are made when it is asked for: 140,000 of them at once cost a third more time
-        yield list(zip(name[start:end], likely[start:end], kind[start:end], strict=True)) if there else None
+@dataclass(frozen=True)
+class _Strings:
+    """A column of lists of strings, flat: the different ones, which of them each place has, and where rows begin."""
+
+    names: list[str]
+    which: NDArray[np.int64]
+    begins: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, lists: Column, strings: Column) -> "_Strings":
+        found = strings if pa.types.is_dictionary(strings.type) else strings.dictionary_encode()
+        sizes = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
+        which = found.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        return cls(found.dictionary.to_pylist(), which, np.concatenate([[0], np.cumsum(sizes)]))
+
+    @property
+    def all(self) -> Mask:
+        return np.ones(len(self.which), np.bool_)
+
+    def cut(self, values: Sequence[str], keep: Mask) -> list[list[str]]:
+        """For each row the values, one for each of `names`, of its strings at the places to keep."""
+        return self.rows(np.array([*values, ""], dtype=object)[self.which[keep]].tolist(), keep)
+
+    def rows(self, kept: list[Any], keep: Mask) -> list[list[Any]]:
+        """What was kept of all places, as a list for each row."""
+        bounds = np.concatenate([[0], np.cumsum(keep)])[self.begins]
+        return [kept[start:end] for start, end in pairwise(bounds.tolist())]
 
 
-def _strings(column: Column) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
-    """The different strings of a column, and for each place which of them it has."""
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    strings = np.array(encoded.dictionary.to_pylist(), dtype=object)
-    return strings, encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+@dataclass(frozen=True)
+class _Tags:
+    """The tagger's tags of all rows, flat, and which of them pass their threshold."""
+
+    strings: _Strings
+    probability: NDArray[np.float32]
+    general: Mask
+    character: Mask
+
+    @classmethod
+    def of(cls, tags: Column, part: CaptionPart) -> "_Tags":
+        lists = tags.combine_chunks()
+        flat = lists.flatten()
+        probability = flat.field("probability").to_numpy(zero_copy_only=False)
+        category = flat.field("category").cast(pa.string())
+        general, character = (
+            np.asarray(pc.equal(category, name), np.bool_) & (probability >= np.float32(threshold))
+            for name, threshold in (("general", part.general_threshold), ("character", part.character_threshold))
+        )
+        return cls(_Strings.of(lists, flat.field("name")), probability, general, character)
+
+    def tuples(self) -> list[list[Tag]]:
+        """For each row the tags that pass, in their order."""
+        keep = self.general | self.character
+        category = np.where(self.character[keep], "character", "general").tolist()
+        names = chain.from_iterable(self.strings.cut(self.strings.names, keep))
+        return self.strings.rows(list(zip(names, self.probability[keep].tolist(), category, strict=True)), keep)
 
 
-def _floor(threshold: float) -> float:
-    """At most the threshold: caption() looks again."""
-    return float(np.nextafter(np.float32(threshold), np.float32(-1)))
+def _given(table: pa.Table, sources: Mapping[str, Source]) -> _Strings:
+    """The tags that people gave, of the rows whose source wants them."""
+    wanted = pa.array([name for name, source in sources.items() if source.sidecar_tags], pa.string())
+    nothing = pa.scalar(None, table["sidecar_tags"].type)
+    lists = pc.if_else(pc.is_in(table["source"], wanted), table["sidecar_tags"], nothing).combine_chunks()
+    return _Strings.of(lists, lists.flatten())
+
+
+def _said(tags: _Tags, given: _Strings, profile: Profile) -> list[Said]:
+    """What each row's caption says of its tags: each different tag is written once for all rows."""
+    characters = tags.strings.cut(tags.strings.names, tags.character)
+    general = tags.strings.cut([general_tag(name, profile) for name in tags.strings.names], tags.general)
+    people = given.cut([peoples_tag(name, profile) for name in given.names], given.all)
+    return [Said(first, second + third) for first, second, third in zip(characters, general, people, strict=True)]
 
 
 def _ratings(column: Column) -> list[list[float] | None]:

@@ -19,13 +19,17 @@ import pyarrow.parquet as pq
 
 from sote.cluster import logs, storage
 from sote.data import schema
+from sote.data.columns import read_columns
 from sote.data.shards import Work
 
 pc: Any = pyarrow.compute  # its stubs lack overloads that are used here
 
 ERRORS = ("index_error", "decode_error", "score_error", "tag_error", "text_error", "latents_error")
 SKIPS = ("index_skip", "decode_skip", "duplicates_skip", "select_skip", "latents_skip")
-STAGES = tuple(dict.fromkeys(column.stage for column in schema.COLUMNS if column.stage != "catalogue"))
+READ = (
+    *(column.name for column in schema.COLUMNS if column.catalogue and column.stage != "catalogue"),
+    *(*ERRORS, *SKIPS, "select_repeat"),
+)
 
 # A row group is whole shards, this many rows or a few more: about 2.5 kB a row in memory, 1 kB in the file. Readers
 # hold one at a time, and the footer of six million rows stays below 2 MB.
@@ -73,12 +77,8 @@ def write(work: Work) -> Count:
 
 def shard_table(work: Work, shard: int) -> pa.Table:
     """The catalogue's rows of one shard."""
-    columns: dict[str, Any] = {}
-    wanted = {*schema.CATALOGUE.names, *ERRORS, *SKIPS, "select_repeat"}
-    for stage in STAGES:
-        names = [name for name in schema.written_by(stage).names if name in wanted]
-        table = pq.read_table(work.folder.rows(stage, shard), columns=names, use_threads=False)
-        columns |= {name: table[name] for name in names}
+    table = read_columns(work.folder, shard, READ)
+    columns: dict[str, Any] = {name: table[name] for name in READ}
     error = pc.coalesce(*(columns[name] for name in ERRORS))
     skip = pc.if_else(pc.is_null(error), pc.coalesce(*(columns[name] for name in SKIPS)), pa.scalar(None, pa.string()))
     pick = pc.and_(pc.is_null(error), pc.is_null(skip))

@@ -73,8 +73,9 @@ def write_about_many(out: Path, name: str, lines: Iterable[str]) -> None:
 
 
 def write_kohya_config(out: Path, names: Iterable[str]) -> Path:
-    """dataset.toml: kohya's --dataset_config, in which each file about many has its own number of repeats."""
-    text = "[[datasets]]\nenable_bucket = true\nbucket_no_upscale = true\n"
+    """dataset.toml: kohya's --dataset_config, in which each file about many has its own number of repeats. How buckets
+    are made is left to the command line: each of kohya's versions allows other settings beside train_resolution."""
+    text = "[[datasets]]\n"
     for name in names:
         repeat = Path(name).stem.removeprefix("meta_")
         text += f"\n  [[datasets.subsets]]\n  image_dir = {dumps(str(out / PICTURES))}\n"

@@ -40,8 +40,10 @@ def count(run: Path, *, chosen: str | None) -> int:
     path = RunFolder(run).catalogue
     if not path.is_file():
         raise SourceError(f"{run}: has no catalogue.parquet; run `sote curate` to the end")
-    found, names = 0, set[str]()
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=["pick", "sets"]):
+    found, names, file = 0, set[str](), pq.ParquetFile(path)
+    if "sets" not in file.schema_arrow.names:
+        raise SourceError(f"{path}: has no column 'sets'; curate again")
+    for batch in file.iter_batches(BATCH_ROWS, columns=["pick", "sets"]):
         table = pa.Table.from_batches([batch])
         names.update(pc.unique(pc.list_flatten(table.filter(table["pick"])["sets"])).to_pylist())
         found += _wanted(table, chosen).num_rows

@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from sote.cluster import storage
-from sote.data.score import CLIP_MEAN, CLIP_STD
+from sote.data.score_files import CLIP_MEAN, CLIP_STD
 from sote.data.standin_files import published, seeded, write_json, write_shards
 
 SIDE, PATCH = 56, 14  # pixels; the published one has 336 and 14

@@ -3,7 +3,7 @@
     python tests/bench/bench_pipeline.py [--small]
 
 1. Efficiency: rows/s of the whole decode + score + tag pass over the bare models' rows/s on the same device with
-   decoded arrays at hand. The models are of middling size (ViT-S/16 at 448 px as tagger, a ViT of 12 layers at 1024 px),
+   decoded arrays at hand. The models are of middling size (ViT-S/16 at 448 px as tagger, a ViT of 12 layers at 1024),
    with random weights: what matters is that the device binds, as it does with the full-size models.
 2. A plain sequential script in the manner of kohya's tagger (decode, pad, resize, batches of 4, one process), with the
    same ONNX file, once with the middling tagger and once with a tiny one where decoding binds. Our pass scores too and

@@ -157,6 +157,11 @@ def test_a_histogram_draws_marks_where_they_are_and_what_lies_beyond_the_last_pa
     assert 'width="10.417"' in wide  # eight bins, so that the mark is inside
 
 
+def test_counts_above_columns_stay_short() -> None:
+    drawn = charts.columns([("2018", 999), ("2019", 9_940), ("2020", 412_345), ("2021", 999_500), ("2022", 6_012_345)])
+    assert re.findall(r'class="n" title="[\d,]+">([^<]+)<', drawn) == ["999", "9.9k", "412k", "1.0M", "6.0M"]
+
+
 def test_the_parts_of_a_stack_are_of_the_whole() -> None:
     drawn = charts.stack([("s5", 3), ("s4", 0), ("s0", 1)], whole=4, label="three of four")
     assert re.findall(r'class="(s\d)" style="width:([\d.]+)%"', drawn) == [("s5", "75.00"), ("s0", "25.00")]
