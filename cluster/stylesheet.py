@@ -115,7 +115,8 @@ tbody tr:hover { background: var(--glow); }
 .words > p:first-child b { font: 500 1.75rem/1.1 var(--serif); font-variant-numeric: tabular-nums lining-nums; }
 .meaning { font-size: .86rem; color: var(--soft); }
 .reasons { margin-top: .55rem; font-size: .88rem; }
-.reasons li { display: grid; grid-template-columns: minmax(4.2em, max-content) minmax(0, 1fr); gap: .7rem; padding: .12rem 0; }
+.reasons li { display: grid; grid-template-columns: minmax(4.2em, max-content) minmax(0, 1fr);
+  gap: .7rem; padding: .12rem 0; }
 .reasons b { text-align: right; white-space: nowrap; }
 .reasons + details, .words details { margin-top: .3rem; font-size: .88rem; }
 
