@@ -39,7 +39,9 @@ def captions(
 
     `sources` are the recipe's by name. The strings of tags may be dictionaries.
     """
-    columns = {name: table[name].to_pylist() for name in (*AS_THEY_ARE, "characters", "series")}
+    columns: dict[str, Sequence[Any]] = {
+        name: table[name].to_pylist() for name in (*AS_THEY_ARE, "characters", "series")
+    }
     columns["rating"] = _ratings(table["rating"])
     tags, given = _Tags.of(table["tags"], part), _given(table, sources)
     if profile.assembly == "kohya":
