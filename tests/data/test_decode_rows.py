@@ -1,8 +1,7 @@
-"""What decoding makes of a row: its columns, its inputs, its errors; and the hashes."""
+"""What decoding makes of a row: its columns, its inputs, its errors."""
 
 import hashlib
 import io
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -34,51 +33,6 @@ def scene() -> Image.Image:
 @pytest.fixture(scope="module")
 def large() -> Image.Image:
     return scenes.paint(scenes.plan(1, 4))
-
-
-# hashes
-
-
-def test_the_hash_is_the_low_frequencies_above_their_median(large: Image.Image) -> None:
-    """imagehash.phash(hash_size=16) by its definition: L, 64 x 64 Lanczos, DCT-II of both axes, 16 x 16, median."""
-    grey = np.asarray(large.convert("L").resize((64, 64), Image.Resampling.LANCZOS), dtype=np.float64)
-    k, n = np.arange(64)[:, None], np.arange(64)[None, :]
-    basis = 2 * np.cos(math.pi * k * (2 * n + 1) / 128)
-    low = (basis @ grey @ basis.T)[:16, :16]
-    bits = "".join("1" if value else "0" for value in (low > np.median(low)).flatten())
-    assert decode.phash(large) == int(bits, 2).to_bytes(32, "big")
-
-
-def test_the_hash_is_half_ones(large: Image.Image) -> None:
-    assert np.bitwise_count(np.frombuffer(decode.phash(large), np.uint8)).sum() == 128
-
-
-def distance(one: Image.Image, other: Image.Image) -> int:
-    hashes = (np.frombuffer(decode.phash(image), np.uint8) for image in (one, other))
-    return int(np.bitwise_count(next(hashes) ^ next(hashes)).sum())
-
-
-def test_a_copy_has_a_near_hash_and_another_scene_a_far_one(large: Image.Image) -> None:
-    copy = decode.open_picture(saved(large, "JPEG", quality=60), DecodePart()).image
-    half = large.resize((large.width // 2, large.height // 2), Image.Resampling.LANCZOS)
-    assert distance(large, copy) <= 6  # facts: re-encodes and resizes lie within 6
-    assert distance(large, half) <= 6
-    assert distance(large, scenes.paint(scenes.plan(1, 5))) > 60
-
-
-def test_the_thumbnail_holds_the_mean_of_each_cell() -> None:
-    values = np.random.default_rng(0).integers(0, 256, (160, 320, 3), dtype=np.uint8)
-    cells = np.frombuffer(decode.thumb(Image.fromarray(values)), np.uint8).reshape(16, 16, 3)
-    means = values.reshape(16, 10, 16, 20, 3).mean(axis=(1, 3))
-    assert np.abs(cells - means).max() <= 1
-
-
-def test_the_pixel_id_tells_shapes_of_the_same_bytes_apart() -> None:
-    assert decode.pixel_id(Image.new("RGB", (4, 2))) != decode.pixel_id(Image.new("RGB", (2, 4)))
-    assert decode.pixel_id(Image.new("RGB", (4, 2))) == decode.pixel_id(Image.new("RGB", (4, 2)))
-
-
-# rows
 
 
 def row(path: Path, **more: Any) -> dict[str, Any]:

@@ -172,6 +172,7 @@ def test_the_reference_engine_says_what_it_is_and_that_it_differs_by_nothing(tmp
         "device": devices.cpu().name,
         "engine": "cpu",
         "dtype": "float32",
+        "compile": False,
         "max_difference": 0.0,
     }
 
