@@ -44,7 +44,7 @@ def exact_float32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def compiled(modules: dict[str, Any], device: torch.device, *, field: str) -> Iterator[None]:
-    """Replace each module by torch.compile's, for batches of any size. Compiling itself happens at their first call,
+    """Replace each module by torch.compile's, for batches of one size. Compiling itself happens at their first call,
 
     which belongs inside the block. Where that cannot be, it ends with RunFailed that names the recipe's `field`.
     """
@@ -54,7 +54,7 @@ def compiled(modules: dict[str, Any], device: torch.device, *, field: str) -> It
     from torch._dynamo.exc import TorchDynamoException  # five seconds to import
 
     for name, module in modules.items():
-        modules[name] = torch.compile(module, dynamic=True)
+        modules[name] = torch.compile(module, dynamic=False)
     try:
         yield
     except TorchDynamoException as error:

@@ -3,7 +3,9 @@
 Reads: aesthetic_input, quality_input. Writes: aesthetic_score, aesthetic_logit, quality_score, quality_logit,
 score_error. The image towers compute in the recipe's dtype. What follows them (the ViT's classifier, each row's norm,
 the head, softmax and sigmoid) is float32 always: scores saturate near 1, where 16-bit numbers cannot tell them apart.
-float32 is IEEE's on every device: TF32, which rounds to ten bits and which cuDNN takes by itself, is off.
+float32 is IEEE's on every device: TF32, which rounds to ten bits and which cuDNN takes by itself, is off. Kernels for
+narrower or compiled towers round otherwise for another number of rows, so these always run the same number, filled up:
+a row's scores do not depend on the batch that it comes in.
 Shape suffixes: B rows of the batch, F features, L labels, T tokens, HWC height, width, colour (uint8 RGB).
 
 Kind: actor.
@@ -20,7 +22,7 @@ from sote.cluster.devices import Device
 from sote.data import gate
 from sote.data.fitting import Pieces
 from sote.data.pretrained import compiled, exact_float32, pick_named
-from sote.data.recipe import ScorePart
+from sote.data.recipe import CurateRecipe, ScorePart
 from sote.data.score_files import CLIP_FILES as CLIP_FILES
 from sote.data.score_files import CLIP_MEAN as CLIP_MEAN
 from sote.data.score_files import CLIP_STD as CLIP_STD
@@ -38,8 +40,8 @@ from sote.data.score_files import aesthetic_size as aesthetic_size
 from sote.data.score_files import quality_side as quality_side
 
 MODELS = ("aesthetic", "quality")
-WHOLE = 1 << 16  # rows: more than any slice has, so that a slice runs whole until memory runs out
-AS_PUBLISHED = ScorePart()
+WHOLE = 1 << 16  # rows: more than any slice has, so that one runs whole until memory runs out
+AS_PUBLISHED, SLICE_ROWS = ScorePart(), int(CurateRecipe.model_fields["slice_rows"].default)  # the recipe's defaults
 
 Batch = dict[str, NDArray[Any]]
 
@@ -47,9 +49,9 @@ Batch = dict[str, NDArray[Any]]
 class Scorer:
     """Both scorers, ready to use: two folders, and the head as a file or a folder that holds aes-B32-v0.pth.
 
-    `facts` say where and in what numbers it computes, and how far the scores of a fixed sample lie from those of plain
-    float32 on the same device. Raises WeightsError for files that do not fit, and RunFailed where the difference is
-    above `part.max_difference` or the towers cannot be compiled.
+    `rows` is the batch that will come. `facts` say where and in what numbers it computes, and how far the scores of a
+    fixed sample lie from those of plain float32 on the same device. Raises WeightsError for files that do not fit, and
+    RunFailed where that difference is above `part.max_difference` or the towers cannot be compiled.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Scorer:
         quality_head: Path,
         *,
         part: ScorePart = AS_PUBLISHED,
+        rows: int = SLICE_ROWS,
         device: Device | str | None = None,
     ) -> None:
         self.device, name = pick_named(device)
@@ -78,7 +81,7 @@ class Scorer:
             "engine": "torch",
             "dtype": part.dtype,
             "compile": part.compile,
-            "max_difference": self._changed_to(part),
+            "max_difference": self._changed_to(part, rows),
         }
 
     def __call__(self, batch: Batch) -> Batch:
@@ -125,11 +128,12 @@ class Scorer:
     def _pixels(self, model: str, pixels_BHWC: NDArray[np.uint8]) -> torch.Tensor:
         return self._prepare[model](pixels_BHWC, self.device).to(self._dtype)
 
-    def _changed_to(self, part: ScorePart) -> float:
+    def _changed_to(self, part: ScorePart, rows: int) -> float:
         """Bring the towers to the recipe's dtype and compile them; the largest difference of the sample's scores."""
         if part.dtype == "float32" and not part.compile:
             return 0.0
         exact = self._sample_scores()
+        self._pieces = {name: Pieces(rows, fill=True) for name in MODELS}
         self._dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[part.dtype]
         for name in MODELS:
             self._towers[name] = self._towers[name].to(self._dtype)
