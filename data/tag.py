@@ -34,7 +34,9 @@ RATING, CATEGORIES = 9, {0: "general", 4: "character"}
 NOT_USED = {1: "artist", 3: "copyright", 5: "meta"}
 # Engines that compute in another dtype than float32 when they are asked to
 NARROW = ("torch", "tensorrt")
-# What one picture takes while a network of the family runs in float32 at 448 px: an estimate, see test of the bench.
+# What one picture takes while a network of the family runs in float32 at 448 px. An estimate: SwinV2's first stage has
+# 12,544 tokens x 128 x 4 bytes = 6.4 MB in one tensor, four times that inside the MLP, 39 MB of attention scores twice
+# over, and what the allocator keeps. tests/bench/bench_models.py prints the real figure on a CUDA device.
 ROW_BYTES, ROW_SIDE = 200_000_000, 448
 
 log = logging.getLogger(__name__)
@@ -103,6 +105,7 @@ class Tagger:
             "device": self.device.name,
             "engine": self._engine.name,
             "dtype": self._engine.dtype,
+            "compile": name == "torch" and part.compile,
             "max_difference": self._measure(part.max_difference),
         }
 
