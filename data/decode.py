@@ -128,10 +128,8 @@ def open_picture(data: Data, rule: DecodePart) -> Picture:
 
 def opens(row: dict[str, Any]) -> bool:
     """Whether what an index row names has the header of a picture; no pixel is decoded."""
-    if not isinstance(row, dict):
-        row = {"uri": str(row)}
     try:
-        data = places.read(row["uri"], offset=row.get("offset"), bytes=row.get("bytes"), limit=HEADER_BYTES)
+        data = places.read(row["uri"], offset=row["offset"], bytes=row["bytes"], limit=HEADER_BYTES)
         with _header_only(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return _header(image).width > 0
     except BROKEN:
@@ -206,7 +204,7 @@ UNKNOWN: Mapping[str, Any] = dict.fromkeys(_DECODED) | {"sound": False}  # a row
 
 def _read(row: dict[str, Any], *, limit: int) -> tuple[Data | None, str]:
     """The file's bytes (None if there are more than `limit`) and their sha256."""
-    uri, offset, size = row["uri"], row.get("offset"), row.get("bytes")
+    uri, offset, size = row["uri"], row["offset"], row["bytes"]
     data = places.read(uri, offset=offset, bytes=size, limit=limit)
     if len(data) > limit:
         if uri.startswith((places.TAR, places.PARQUET)):
@@ -313,12 +311,12 @@ def _plain(image: Image.Image, data: Data) -> Pixels | None:
 
     Those readers are as strict as Pillow; what they refuse is Pillow's to explain, or rarely, to accept.
     """
-    from sote.data import pixels  # loads torch
-
     form = (image.format or "").lower()
     plain = form == "jpeg" or (form == "webp" and getattr(image, "n_frames", 1) == 1)
     if not plain or image.mode not in ("RGB", "L"):
         return None
+    from sote.data import pixels  # loads torch
+
     try:
         rgb = pixels.decode(data, form)
     except RuntimeError:

@@ -36,7 +36,7 @@ START_SECONDS = 600.0  # a keeper loads torch, perhaps from a slow disk of the n
 END_SECONDS = 10.0  # what is there so long after it was killed waits for a disk, and is left to itself
 TRIES = 3  # of a row whose worker ended before it had read the row's file, which is not that file's fault
 LOG_BYTES = 4000  # of what a process printed before it failed
-REQUEST = ("uri", "offset", "bytes", "index_skip", "index_error")
+REQUEST = ("uri", "offset", "bytes", "index_skip", "index_error")  # what decode.py reads of a row
 
 Row = dict[str, Any]
 
@@ -52,7 +52,8 @@ class Decoder:
     def slice(self, rows: list[Row]) -> tuple[list[Row], Arrays]:
         """The decode columns and `sound` of each row, and the inputs as [slice_rows, ...], zeros where not sound.
 
-        Raises RuntimeError where the decoder's own code fails, and ValueError for more rows than a slice has.
+        A row that the decoder did not survive has an error. Raises RuntimeError where the decoder's own code fails, and
+        ValueError for more rows than a slice has.
         """
         if len(rows) > self._slice_rows:
             raise ValueError(f"{len(rows)} rows are more than a slice of {self._slice_rows}")
@@ -144,7 +145,7 @@ class _Keeper:
 
     def request(self, serial: int, row: Row) -> None:
         """Ask for a row. A send that fails is found out by the answer that does not come."""
-        asked = {"serial": serial, "row": {name: row.get(name) for name in REQUEST}}
+        asked = {"serial": serial, "row": {name: row[name] for name in REQUEST}}
         try:
             self._channel.send(json.dumps(asked).encode())
         except (BrokenPipeError, ConnectionResetError):

@@ -74,7 +74,8 @@ def main() -> None:
     """The keeper: sees to it that there is a worker, until nobody holds the other end of the socket."""
     channel, facts = socket.socket(fileno=int(sys.argv[1])), json.loads(sys.argv[3])
     shapes = TypeAdapter(InputShapes).validate_python(facts["shapes"])
-    import_module("sote.data.pixels")  # torch, once for all workers
+    if shapes != InputShapes():
+        import_module("sote.data.pixels")  # torch, once for all workers
     rule, slots = DecodePart(**facts["rule"]), Slots(int(sys.argv[2]), shapes)
     keeper = os.getpid()
     while True:

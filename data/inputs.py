@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 WHITE = (255, 255, 255)
-MOST_PADDED_PIXELS = 1 << 26  # 200 MB; a picture whose square would be larger is padded and narrowed piece by piece
+MOST_PADDED_PIXELS = 1 << 26  # 200 MB; a longer strip has its long side made short before it is padded
 
 Picture = Image.Image | NDArray[np.uint8]
 
@@ -63,14 +63,13 @@ def tagger_input(image: Picture, *, side: int) -> NDArray[np.uint8]:
     pixels = np.asarray(image)
     height, width = pixels.shape[:2]
     square = max(height, width)
-    if square * square > MOST_PADDED_PIXELS:
-        step = max(MOST_PADDED_PIXELS // square, 1)
-        parts = (_padded(pixels[top : top + step], width=square) for top in range(0, height, step))
-        pixels = np.concatenate([_bicubic(part, width=side) for part in parts])
-        square_pixels = _padded(pixels, width=side, height=square)
+    if square * square <= MOST_PADDED_PIXELS:
+        pixels = _padded(pixels, width=square, height=square)
+    elif width == square:
+        pixels = _padded(_bicubic(pixels, width=side, height=height), width=side, height=square)
     else:
-        square_pixels = _padded(pixels, width=square, height=square)
-    return np.ascontiguousarray(_bicubic(square_pixels, width=side, height=side)[:, :, ::-1])
+        pixels = _padded(_bicubic(pixels, width=width, height=side), width=square, height=side)
+    return np.ascontiguousarray(_bicubic(pixels, width=side, height=side)[:, :, [2, 1, 0]])
 
 
 def aesthetic_input(image: Picture, *, width: int, height: int) -> NDArray[np.uint8]:
@@ -104,10 +103,9 @@ def encoder_input(image: Image.Image, *, box: tuple[int, int, int, int], width: 
     return _pixels(image.crop(box).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def _padded(pixels: NDArray[np.uint8], *, width: int, height: int | None = None) -> NDArray[np.uint8]:
+def _padded(pixels: NDArray[np.uint8], *, width: int, height: int) -> NDArray[np.uint8]:
     """`pixels` in the middle of white."""
     there, across = pixels.shape[:2]
-    height = there if height is None else height
     if (there, across) == (height, width):
         return pixels
     top, left = (height - there) // 2, (width - across) // 2
@@ -116,10 +114,10 @@ def _padded(pixels: NDArray[np.uint8], *, width: int, height: int | None = None)
     return padded
 
 
-def _bicubic(pixels: NDArray[np.uint8], *, width: int, height: int | None = None) -> NDArray[np.uint8]:
+def _bicubic(pixels: NDArray[np.uint8], *, width: int, height: int) -> NDArray[np.uint8]:
     from sote.data import pixels as fast
 
-    return fast.resize(pixels, width=width, height=len(pixels) if height is None else height, how="bicubic")
+    return fast.resize(pixels, width=width, height=height, how="bicubic")
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:

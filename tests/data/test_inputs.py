@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
-from sote.data import inputs
+from sote.data import inputs, scenes
 
 
 def halves(width: int, height: int) -> Image.Image:
@@ -78,3 +79,55 @@ def test_the_encoder_sees_the_box_and_nothing_around_it() -> None:
 def test_a_box_outside_of_the_picture_is_an_error(box: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="does not lie within"):
         inputs.encoder_input(Image.new("RGB", (80, 60)), box=box, width=8, height=8)
+
+
+@pytest.fixture(scope="module")
+def scene() -> Image.Image:
+    return scenes.paint(scenes.plan(1, 4), scale=0.6)
+
+
+def levels_apart(found: NDArray[np.uint8], reference: Image.Image) -> int:
+    return int(np.abs(found.astype(int) - np.asarray(reference).astype(int)).max())
+
+
+def one_pass_each(image: Image.Image, size: tuple[int, int], how: Image.Resampling) -> Image.Image:
+    """Pillow's resize, horizontally first: its own order depends on its version and on the picture."""
+    return image.resize((size[0], image.height), how).resize(size, how)
+
+
+def test_inputs_are_within_one_level_of_what_the_models_own_code_makes_with_pillow(scene: Image.Image) -> None:
+    square = Image.new("RGB", (scene.width, scene.width), "white")
+    square.paste(scene, (0, (scene.width - scene.height) // 2))
+    tagger = one_pass_each(square, (112, 112), Image.Resampling.BICUBIC)
+    assert levels_apart(inputs.tagger_input(scene, side=112)[:, :, ::-1], tagger) <= 1
+    squashed = one_pass_each(scene, (200, 300), Image.Resampling.BILINEAR)
+    assert levels_apart(inputs.aesthetic_input(scene, width=200, height=300), squashed) <= 1
+    width = 96 * scene.width // scene.height
+    left = (width - 96) // 2
+    shortest = one_pass_each(scene, (width, 96), Image.Resampling.BICUBIC).crop((left, 0, left + 96, 96))
+    assert levels_apart(inputs.quality_input(scene, side=96), shortest) <= 1
+
+
+def test_a_picture_and_its_pixels_give_the_same_inputs(scene: Image.Image) -> None:
+    shapes = inputs.InputShapes(tagger_side=24, aesthetic_size=(20, 30), quality_side=16)
+    of_image, of_pixels = (inputs.model_inputs(picture, shapes) for picture in (scene, np.array(scene)))
+    assert all((of_image[name] == of_pixels[name]).all() for name in of_image)
+
+
+@pytest.mark.parametrize(("turned", "apart"), [(True, 0), (False, 3)])
+def test_a_long_strip_is_made_short_before_it_is_padded(
+    scene: Image.Image, turned: bool, apart: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The passes then have the other order in an upright strip, so that what overshoots is cut elsewhere."""
+    strip = np.array(scene.crop((0, 0, scene.width, 60)))
+    strip = strip if turned else np.ascontiguousarray(strip.transpose(1, 0, 2))
+    whole = inputs.tagger_input(strip, side=64)
+    monkeypatch.setattr(inputs, "MOST_PADDED_PIXELS", 1)
+    assert levels_apart(inputs.tagger_input(strip, side=64), Image.fromarray(whole)) <= apart
+
+
+def test_the_longest_strip_takes_no_memory_for_its_square() -> None:
+    strip = np.zeros((60_000, 1300, 3), np.uint8)  # its square would be 10 GB
+    seen = inputs.tagger_input(strip, side=32)
+    assert (seen[:, [0, 10, 21, 31]] == 255).all()
+    assert (seen[:, 15:17] < 255).all()
