@@ -102,7 +102,7 @@ def _dataset(work: Work, pending: list[int]) -> ray.data.Dataset:
     cut = Cut(work.folder, recipe.decode, models.shapes(), recipe.slice_rows)
     decode_cpus, model_cpus = shares()
     slices = shards.each(pending).map_batches(cut, batch_size=1, batch_format="numpy", num_cpus=decode_cpus)
-    return shards.pooled(slices, Look, (models,), cpus=model_cpus)
+    return shards.pooled(slices, Look, (models, recipe.slice_rows), cpus=model_cpus)
 
 
 def shares() -> tuple[float, float]:
@@ -148,13 +148,13 @@ def _decoder(rule: DecodePart, shapes: InputShapes, slice_rows: int) -> Decoder:
 class Look:
     """Scorer and tagger of one device as a Ray Data actor: a slice in, the slice with its tables out."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, rows: int) -> None:
         from sote.data.score import Scorer
         from sote.data.tag import Tagger
 
         paths = (models.aesthetic, models.quality_clip, models.quality_head)
-        self.scorer = Late(lambda: Scorer(*paths, part=models.score))
-        self.tagger = Late(lambda: Tagger(models.tagger, part=models.tag))
+        self.scorer = Late(lambda: Scorer(*paths, part=models.score, rows=rows))
+        self.tagger = Late(lambda: Tagger(models.tagger, part=models.tag, rows=rows))
 
     def __call__(self, batch: Any) -> Batch:
         piece = shards.cells_of(batch)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sote.cluster import devices, weights
 from sote.cluster.errors import RecipeError
-from sote.data import caption, costs, index
+from sote.data import caption, costs, index, reader_http
 from sote.data.costs import Hours, Machine
 from sote.data.recipe import CurateRecipe
 
@@ -58,8 +58,10 @@ def check(recipe: CurateRecipe, *, stage: str | None = None) -> dict[str, Path]:
         "score.quality_head": recipe.score.quality_head,
         "tag.tagger": recipe.tag.tagger,
     }
-    if recipe.text is not None and recipe.text.url is None:
-        named["text.reader"] = recipe.text.reader
+    if recipe.text is not None:
+        reader_http.check(recipe.text)  # asks nobody where no url is named
+        if recipe.text.url is None:
+            named["text.reader"] = recipe.text.reader
     if recipe.latents is not None:
         named["latents.encoder"] = recipe.latents.encoder
         if recipe.latents.vqgan is not None:
