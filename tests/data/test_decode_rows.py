@@ -3,13 +3,15 @@
 import hashlib
 import io
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from sote.data import decode, scenes
+from sote.data import czkawka, decode, hashes, inputs, places, scenes
 from sote.data.inputs import InputShapes
 from sote.data.recipe import DecodePart
 from sote.data.schema import written_by
@@ -53,9 +55,82 @@ def test_a_sound_row_has_every_column_of_the_stage_and_its_inputs(scene: Image.I
     assert found["id"] == hashlib.sha256(data).hexdigest()
     assert (found["format"], found["mode"], found["frames"]) == ("png", "RGB", 1)
     assert (found["width"], found["height"]) == scene.size
-    assert (found["phash"], found["thumb"]) == (decode.phash(scene), decode.thumb(scene))
+    assert (found["phash"], found["thumb"]) == (hashes.phash(scene), hashes.thumb(scene))
     assert found["decode_error"] is found["decode_skip"] is None
     assert found["tagger_input"].any()
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 6, 7])
+@pytest.mark.parametrize(("form", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("WEBP", "RGB"), ("PNG", "RGB")])
+def test_a_row_has_the_pixels_that_open_picture_gives_whichever_reader_made_them(
+    scene: Image.Image, tmp_path: Path, form: str, mode: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[decode.ORIENTATION] = orientation
+    path = tmp_path / "a"
+    path.write_bytes(saved(scene.convert(mode), form, exif=exif))
+    found = decoded(path)
+    picture = decode.open_picture(path.read_bytes(), RULE)
+    assert (found["width"], found["height"]) == picture.image.size
+    assert (found["pixel_id"], found["phash"]) == (hashes.pixel_id(picture.image), hashes.phash(picture.image))
+    assert found["czkawka"] == czkawka.gradient_hash(np.asarray(picture.image))
+    assert (found["tagger_input"] == inputs.tagger_input(picture.image, side=16)).all()
+    assert found["thumb_deviation"] == hashes.thumb_deviation(found["thumb"])
+
+
+def test_of_a_transparent_picture_czkawka_sees_the_hidden_colours_and_the_others_white(tmp_path: Path) -> None:
+    ramp = np.repeat(np.linspace(0, 250, 170).astype(np.uint8)[None, :], 160, axis=0)
+    hidden = np.dstack([ramp, ramp, ramp, np.zeros_like(ramp)])
+    exif = Image.Exif()
+    exif[decode.ORIENTATION] = 2  # the other way round
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(Image.fromarray(hidden), "PNG", exif=exif))
+    found = decoded(path)
+    assert found["czkawka"] == bytes(32)
+    assert found["thumb"] == b"\xff" * 768
+    path.write_bytes(saved(Image.fromarray(hidden), "PNG"))
+    assert decoded(path)["czkawka"] == b"\xff" * 32
+
+
+def test_a_picture_is_what_it_holds_and_not_what_it_is_called(scene: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(scene, "JPEG"))
+    assert (decoded(path)["format"], decoded(path)["sound"]) == ("jpeg", True)
+
+
+@pytest.mark.parametrize(("keep", "reason"), [(0.5, "truncated"), (0.98, "truncated"), (0, "empty file")])
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG"])
+def test_a_row_that_is_cut_off_says_so_whichever_reader_met_it(
+    large: Image.Image, tmp_path: Path, form: str, keep: float, reason: str
+) -> None:
+    path = tmp_path / "a"
+    data = saved(large, form)
+    path.write_bytes(data[: int(len(data) * keep)])
+    assert decoded(path, DecodePart())["decode_error"] == f"decode: {reason}"
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(Image.new("1", (20_000, 20_000)), "PNG"))  # 400 MP in 50 kB
+    assert path.stat().st_size < 60_000
+    found = decoded(path, DecodePart())
+    assert (found["decode_error"], found["width"]) == ("decode: header says more than 100000000 pixels", 20_000)
+
+
+def test_a_row_in_a_tar_is_read_where_it_lies(scene: Image.Image, tmp_path: Path) -> None:
+    data = saved(scene, "PNG")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        header = tarfile.TarInfo("deep/a.png")
+        header.size = len(data)
+        tar.addfile(header, io.BytesIO(data))
+    inside = row(tmp_path) | {"uri": places.in_tar("deep/a.png", str(tmp_path / "a.tar"))}
+    known = inside | {"offset": 512, "bytes": len(data)}  # a header is one block of 512 bytes
+    found = [decode.decode_row(one, rule=RULE, shapes=InputShapes()) for one in (inside, known)]
+    assert found[0] == found[1]
+    assert (found[0]["id"], found[0]["sound"]) == (hashlib.sha256(data).hexdigest(), True)
+    over = decode.decode_row(known, rule=replace_bytes(len(data) - 1), shapes=InputShapes())
+    assert (over["id"], over["sound"]) == (found[0]["id"], False)
+    assert decode.opens(inside)
 
 
 def test_a_broken_row_keeps_its_id_and_header_and_its_inputs_are_zeros(large: Image.Image, tmp_path: Path) -> None:
@@ -127,7 +202,7 @@ def test_a_row_with_an_error_of_the_index_is_opened_but_not_sound(scene: Image.I
     path = tmp_path / "a.png"
     path.write_bytes(saved(scene, "PNG"))
     found = decoded(path, index_error="index: sidecar is not valid JSON")
-    assert found["phash"] == decode.phash(scene)
+    assert found["phash"] == hashes.phash(scene)
     assert not found["sound"]
     assert not found["tagger_input"].any()
 
