@@ -9,7 +9,6 @@ Kind: pure, but for files.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from sote.cluster import logs, storage
-from sote.data import schema
+from sote.data import ahead, schema
 from sote.data.columns import read_columns
 from sote.data.shards import Work
 
@@ -94,14 +93,7 @@ def shard_table(work: Work, shard: int) -> pa.Table:
 
 def _tables(work: Work) -> Iterator[pa.Table]:
     """Every shard's rows in order; the next shard is read while one is written."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = None
-        for shard in range(work.shard_count()):
-            last, coming = coming, reader.submit(shard_table, work, shard)
-            if last is not None:
-                yield last.result()
-        if coming is not None:
-            yield coming.result()
+    return ahead.in_order(lambda shard: shard_table(work, shard), range(work.shard_count()), threads=1, ahead=2)
 
 
 def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
