@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from sote.data import files, places
+from sote.data import files, jxl, places
 from sote.data.czkawka import gradient_hash
 from sote.data.hashes import phash, pixel_id, thumb, thumb_deviation
 from sote.data.inputs import WHITE, InputShapes, blank_inputs, model_inputs
@@ -31,7 +31,7 @@ from sote.data.recipe import DecodePart
 
 # What Pillow is let open. Not among them: EPS (starts Ghostscript), and formats without a signature (TGA, ...).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
-# Pictures that Pillow cannot read, by their signature: (offset, bytes) -> name.
+# Pictures that Pillow cannot read by itself, by their signature: (offset, bytes) -> name.
 UNREAD = {
     (4, b"ftypheic"): "HEIC",
     (4, b"ftypheix"): "HEIC",
@@ -71,6 +71,7 @@ HEADER_BYTES = 1 << 26  # enough of a file to find its header in, but for a TIFF
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # I: Pillow's mode of 16-bit PGM
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
+CUT = ("truncated", "need_more_input")  # how Pillow, and libjxl, say that a file ends too early
 NO_MEMORY = "not enough memory to decode it"
 
 Data = bytes | memoryview
@@ -130,7 +131,7 @@ def opens(row: dict[str, Any]) -> bool:
     """Whether what an index row names has the header of a picture; no pixel is decoded."""
     try:
         data = places.read(row["uri"], offset=row["offset"], bytes=row["bytes"], limit=HEADER_BYTES)
-        with _header_only(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _header_only(), Image.open(io.BytesIO(data), formats=_formats()) as image:
             return _header(image).width > 0
     except BROKEN:
         return False
@@ -233,7 +234,7 @@ def _opened(data: Data, rule: DecodePart) -> Iterator[tuple[Image.Image, Header]
     header = None
     try:
         with _header_only():
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=_formats())
             header = _header(image)
         _refuse_by_header(header, rule)
         with image:
@@ -254,6 +255,10 @@ def _header_only() -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def _formats() -> tuple[str, ...]:
+    return (*FORMATS, jxl.FORMAT) if jxl.register() else FORMATS
 
 
 def _header(image: Image.Image) -> Header:
@@ -354,11 +359,13 @@ def _refused(error: BaseException, data: Data, header: Header | None) -> Refused
     """What a reader raised, as one of a few reasons."""
     if isinstance(error, UnidentifiedImageError):
         for (offset, signature), name in UNREAD.items():
-            if data[offset : offset + len(signature)] == signature:
+            read = name == "JPEG XL" and jxl.register()
+            if data[offset : offset + len(signature)] == signature and not read:
                 return Refused(f"{name} is not read", fault=False)
         return Refused("not a picture", fault=True)
     webp_bytes = int.from_bytes(data[4:8], "little") + 8 if data[:4] == b"RIFF" else 0  # RIFF header: size of the rest
-    if "truncated" in str(error).lower() or isinstance(error, EOFError) or webp_bytes > len(data):
+    said = str(error).lower()
+    if any(word in said for word in CUT) or isinstance(error, EOFError) or webp_bytes > len(data):
         return Refused("truncated", fault=True, header=header)
     if _is_of_memory(error):
         return Refused(NO_MEMORY, fault=True, header=header)
