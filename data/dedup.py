@@ -1,89 +1,107 @@
-"""Near-duplicates: all pairs of hashes within a radius, exactly; which of them are copies; which of a group is kept.
+"""Near-duplicates: which rows are copies, which of a group is kept, what it inherits of the others' dates.
 
-Pairs: two 256-bit hashes that differ in at most r bits agree in at least one of r + 1 bands of bits (pigeonhole), so
-an equi-join over each band finds every pair. Bit j lies in band j mod (r + 1): with contiguous bands, pictures on plain
-backgrounds fall into giant buckets.
+Layers: rows of the same pixels (or of the same file) are one, and the best of them stands for all. Of the others, rows
+of one hash are one if their thumbnails are alike; what is left is compared between the hashes that are near.
 
 Copies: of a pair within the radius, the thumbnails tell a copy from a variant (another expression, a signature more).
+A row that a better one of its hash stands for goes where that one goes: two steps of max_thumb_difference (16 levels)
+stay below where variants begin (facts: 38).
 
 Groups are stars, not chains: rows are walked best first, and each row that goes is a copy of one that stays.
 
-Shapes: N rows, U distinct hashes, M pairs, B bytes of a hash (32), W its 64-bit words (4), C thumbnail cells (256).
+Shapes: N rows, U distinct hashes, M pairs, R rows that have a near one.
 
 Kind: pure.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sote.data.recipe import DuplicatesPart
+from sote.data.recipe import DuplicatesPart, KeepKey
 
 Ints = NDArray[np.int64]
+Numbers = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
+Flags = NDArray[np.bool_]
 
-HASH_BITS = 256
 LOSSLESS = frozenset(
     {"png", "bmp", "tiff", "ppm"}
 )  # formats; WebP, AVIF and JPEG 2000 may be either, and count as lossy
-LARGEST_BUCKET = 512  # rows; larger ones are split on the bits not yet used (measured: 5.6 s instead of 8.5 s per 1 M)
-DEEPEST_SPLIT = 2  # after that, the rows of a bucket are compared one by one
-CHUNK = 1 << 18  # rows or pairs worked on at once: about 64 MiB of bits, 16 MiB of words
+CHUNK = 512  # pairs of thumbnails, or edges, worked on at once: the fastest, 4.7 us a pair (4,096: 8.8 us)
 PIXELS_RATIO = 1.05  # facts: fewer pixels than this apart say nothing about which picture is better
 SCORE_STEP = 0.02  # facts: smaller differences of score are noise
 # Standard deviation of the thumbnail's cells below which a picture is as good as flat, and its hash is noise:
 # what one cell of 256 makes that is 32 of 255 levels off.
 FLAT_DEVIATION = 2.0
+# A gradient hash with fewer ones or fewer zeros is a plain background's (facts: at 10 % chains of 5,032 become 4)
+FEWEST_BITS = 26
+UNKNOWN_DAY = 99_999_999  # after all that are known
+REASONS = (None, "same file as the keeper", "same pixels as the keeper", "near-same as the keeper")
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The rows to compare: all of them opened well. Two rows of one `id` have one `pixel_id` too."""
+    """All rows, those that take no part too: they have `pixels_number` and `hash_number` -1.
 
-    id: Sequence[str]
-    pixel_id: Sequence[str]
-    phash: Bytes  # [N, 32]
-    thumb: Bytes  # [N, 768]
+    Two rows of one `id` have one pixels_number, and two of one pixels_number have one hash_number.
+    """
+
+    id: Bytes  # [N, 32]
+    pixels_number: Numbers  # equal where the pixels are; bands.distinct
+    hash_number: Numbers  # equal where the hashes are; -1 for what is compared by its pixels only
     pixels: Ints  # width x height
     bytes: Ints  # size of the file
-    lossless: NDArray[np.bool_]
+    lossless: Flags
     score: NDArray[np.float32]  # aesthetic + quality; NaN where unknown
-    date: Sequence[str | None]  # ISO
+    metadata: Numbers  # how much people wrote about it: names of tags, and a date
+    day: Numbers  # as `day_of` gives it
+
+
+class Thumbs(Protocol):
+    """Where the thumbnails are read from."""
+
+    def fetch(self, rows: Ints) -> None:
+        """Make ready all that will be asked for: the thumbnails of `rows`, ascending."""
+
+    def of(self, rows: Ints) -> Bytes:
+        """The thumbnails [M, 768] of some of these rows."""
 
 
 @dataclass(frozen=True)
 class Grouping:
     """For each row: its group's number and the row that is kept of it (-1 outside of a group), how it differs."""
 
-    group: Ints
-    keeper: Ints
-    distance: NDArray[np.int32]  # bits to the keeper; 0 for the keeper and outside of a group
-    reason: list[str | None]  # why the row goes; None for what is kept
+    group: Numbers
+    keeper: Numbers
+    distance: Numbers  # bits to the keeper; 0 for the keeper and outside of a group
+    reason: Bytes  # why the row goes, as its place in REASONS; 0 for what is kept
 
 
-def find_pairs(hashes_NB: Bytes, *, radius: int) -> Ints:
-    """All pairs of rows whose hashes differ in at most `radius` bits: [M, 3] of i < j and distance, sorted. Exact."""
-    words_UW, member_of = np.unique(_words(hashes_NB), axis=0, return_inverse=True)
-    distinct_UB = np.ascontiguousarray(words_UW).view(np.uint8).reshape(-1, HASH_BITS // 8)
-    near = [band_pairs(distinct_UB, band=band, radius=radius) for band in range(radius + 1)]
-    same = np.arange(len(distinct_UB))
-    near.append(np.stack([same, same, np.zeros_like(same)], axis=1))
-    pairs = _between_members(np.concatenate(near), member_of.reshape(-1), len(distinct_UB))
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+def groups(rows: Candidates, near: Ints, *, part: DuplicatesPart, thumbs: Thumbs | None) -> Grouping:
+    """Group the rows, and choose what is kept of each group. Groups are numbered by the id of their keeper.
 
-
-def band_pairs(hashes_NB: Bytes, *, band: int, radius: int) -> Ints:
-    """The pairs within `radius` of which `band` (0..radius) is the first band that they agree in: [M, 3].
-
-    Every pair belongs to exactly one band, so that bands can be searched apart from each other and put together.
+    `near` are the pairs of hash numbers within the radius, with their distance: [M, 3]. Without `thumbs` every pair is
+    a pair of copies.
     """
-    hashes_NB = np.ascontiguousarray(hashes_NB)
-    search = _Search(hashes_NB, _words(hashes_NB), radius)
-    found = list(_joined(search, np.arange(len(hashes_NB)), np.arange(HASH_BITS), band, earlier=(), depth=0))
-    return np.concatenate([np.empty((0, 3), np.int64), *found])
+    stands_for = _best_of_same_pixels(rows)
+    alone = np.flatnonzero((stands_for == np.arange(len(stands_for))) & (rows.hash_number >= 0))
+    best_first = _ranked(rows, alone[_has_company(rows.hash_number[alone], near)], part.keep)
+    if thumbs is not None:
+        thumbs.fetch(np.sort(best_first))
+    alike = _Alike(best_first, thumbs, part.max_thumb_difference)
+    hashes = rows.hash_number[best_first]
+    stand = _best_of_same_hash(hashes, alike)
+    edges = _edges(near, hashes, np.flatnonzero(stand == np.arange(len(stand))))
+    star, distance = _stars(edges[alike(edges[:, 0], edges[:, 1])], len(stand))
+    keeper, apart = np.arange(len(stands_for), dtype=np.int32), np.zeros(len(stands_for), np.int32)
+    keeper[best_first], apart[best_first] = best_first[star[stand]], distance[stand]
+    return _numbered(rows, keeper[stands_for], apart[stands_for])
 
 
 def thumb_difference(one_MK: Bytes, other_MK: Bytes) -> NDArray[np.float32]:
@@ -92,210 +110,182 @@ def thumb_difference(one_MK: Bytes, other_MK: Bytes) -> NDArray[np.float32]:
     The third largest difference of a cell, after gain and offset of each channel are fitted, so that a copy that is
     brighter is still a copy. Of both directions of the fit the larger counts.
     """
-    differences = [np.empty(0, np.float32)]
-    for start in range(0, len(one_MK), CHUNK // 64):
-        one, other = (
-            thumbs[start : start + CHUNK // 64].reshape(-1, 256, 3).astype(np.float32) for thumbs in (one_MK, other_MK)
-        )
-        differences.append(np.maximum(_misfit(one, other), _misfit(other, one)))
-    return np.concatenate(differences)
+    one, other = _centred(one_MK), _centred(other_MK)
+    covariance = np.einsum("mcx,mcx->mc", one, other)[..., None]
+    return np.maximum(_misfit(one, other, covariance), _misfit(other, one, covariance))
 
 
-def groups(rows: Candidates, part: DuplicatesPart) -> Grouping:
-    """Group the rows, and choose what is kept of each group. Groups are numbered by the id of their keeper.
-
-    Rows of the same pixels are one: the best of them stands for all. Nearly flat pictures are compared by pixels only.
-    """
-    stands_for = _best_of_same_pixels(rows)
-    compared = np.unique(stands_for)
-    compared = compared[_deviation(rows.thumb[compared]) >= FLAT_DEVIATION]
-    near = find_pairs(rows.phash[compared], radius=part.radius)
-    near[:, :2] = compared[near[:, :2]]
-    alike = thumb_difference(rows.thumb[near[:, 0]], rows.thumb[near[:, 1]]) <= part.max_thumb_difference
-    keeper, distance = _stars(near[alike], _rank(rows))
-    return _numbered(rows, keeper[stands_for], distance[stands_for])
-
-
-@dataclass(frozen=True)
-class _Search:
-    hashes: Bytes  # [N, 32]
-    words: NDArray[np.uint64]  # [N, 4], the same bits
-    radius: int
-
-
-def _joined(
-    search: _Search, members: Ints, free: Ints, band: int, *, earlier: tuple[NDArray[np.uint64], ...], depth: int
-) -> Iterator[Ints]:
-    """Pairs among `members` that agree in `band` of the `free` bits, and fully in no mask of `earlier`."""
-    bands = [free[start :: search.radius + 1] for start in range(search.radius + 1)]
-    earlier = (*earlier, *(_mask(bits) for bits in bands[:band]))
-    keys = _keys(search.hashes, members, bands[band])
-    order = np.argsort(keys, kind="stable")
-    members, keys = members[order], keys[order]
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.empty(0, np.int64)
-    ends = np.append(starts[1:], len(keys))
-    large = ends - starts > LARGEST_BUCKET
-    rest = np.setdiff1d(free, bands[band])
-    if depth == DEEPEST_SPLIT or len(rest) <= search.radius:
-        large[:] = False
-    yield from _verified(search, members, np.where(large, starts, ends), starts, earlier)
-    for start, end in zip(starts[large], ends[large], strict=True):
-        for inner in range(search.radius + 1):
-            yield from _joined(search, members[start:end], rest, inner, earlier=earlier, depth=depth + 1)
-
-
-def _verified(
-    search: _Search, members: Ints, ends: Ints, starts: Ints, earlier: tuple[NDArray[np.uint64], ...]
-) -> Iterator[Ints]:
-    """Compare all members of each bucket start..end with each other: neighbours first, then those two apart, ..."""
-    lengths = ends - starts
-    place = np.repeat(starts, lengths) + _counted(lengths)
-    end = np.repeat(ends, lengths)
-    for apart in range(1, int(lengths.max(initial=0))):
-        inside = place + apart < end
-        place, end = place[inside], end[inside]
-        for start in range(0, len(place), CHUNK):
-            first = place[start : start + CHUNK]
-            yield _within(search, members[first], members[first + apart], earlier)
-
-
-def _within(search: _Search, one: Ints, other: Ints, earlier: tuple[NDArray[np.uint64], ...]) -> Ints:
-    """Of these pairs those within the radius that agree in no earlier band: [M, 3]."""
-    differs = search.words[one] ^ search.words[other]
-    distance = np.bitwise_count(differs).sum(axis=1, dtype=np.int64)
-    keep = distance <= search.radius
-    for mask in earlier:
-        keep[keep] = ((differs[keep] & mask) != 0).any(axis=1)
-    one, other = one[keep], other[keep]
-    return np.stack([np.minimum(one, other), np.maximum(one, other), distance[keep]], axis=1)
-
-
-def _words(hashes_NB: Bytes) -> NDArray[np.uint64]:
-    return np.ascontiguousarray(hashes_NB).view(np.uint64)
-
-
-def _mask(bits: Ints) -> NDArray[np.uint64]:
-    """[4] words with ones where `bits` (numbered as in the hash's bytes, highest first) are."""
-    chosen = np.zeros(HASH_BITS, np.uint8)
-    chosen[bits] = 1
-    return np.packbits(chosen).view(np.uint64)
-
-
-def _keys(hashes_NB: Bytes, members: Ints, bits: Ints) -> NDArray[np.uint64]:
-    """One number for each member, equal where `bits` are equal."""
-    width = 8 * math.ceil(len(bits) / 64)  # bytes, whole words
-    packed = np.zeros((len(members), width), np.uint8)
-    for start in range(0, len(members), CHUNK):
-        chosen = np.unpackbits(hashes_NB[members[start : start + CHUNK]], axis=1)[:, bits]
-        packed[start : start + CHUNK, : math.ceil(len(bits) / 8)] = np.packbits(chosen, axis=1)
-    words = packed.view(np.uint64)
-    if words.shape[1] == 1:
-        return words[:, 0]
-    return np.unique(words, axis=0, return_inverse=True)[1].reshape(-1).astype(np.uint64)
-
-
-def _counted(lengths: Ints) -> Ints:
-    """0..n-1 for each n of `lengths`, one after the other."""
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-
-
-def _between_members(pairs: Ints, member_of: Ints, distinct: int) -> Ints:
-    """Pairs of distinct hashes -> pairs of the rows that have them; a hash paired with itself -> its rows' pairs."""
-    rows = np.argsort(member_of, kind="stable")
-    many = np.bincount(member_of, minlength=distinct)
-    starts = np.cumsum(many) - many
-    left, right = many[pairs[:, 0]], many[pairs[:, 1]]
-    step = _counted(left * right)
-    pair = np.repeat(np.arange(len(pairs)), left * right)
-    one = rows[starts[pairs[pair, 0]] + step // right[pair]]
-    other = rows[starts[pairs[pair, 1]] + step % right[pair]]
-    once = (pairs[pair, 0] != pairs[pair, 1]) | (one < other)
-    one, other, pair = one[once], other[once], pair[once]
-    return np.stack([np.minimum(one, other), np.maximum(one, other), pairs[pair, 2]], axis=1)
-
-
-def _misfit(one_MC3: NDArray[np.float32], other_MC3: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Third largest cell of |one - (gain x other + offset)|, fitted over each channel; of a cell the worst channel."""
-    one_MC3 = one_MC3 - one_MC3.mean(axis=1, keepdims=True)
-    other_MC3 = other_MC3 - other_MC3.mean(axis=1, keepdims=True)
-    energy = (other_MC3**2).sum(axis=1, keepdims=True)
-    gain = (one_MC3 * other_MC3).sum(axis=1, keepdims=True) / np.maximum(energy, np.float32(1e-6))
-    cells_MC = np.abs(one_MC3 - gain * other_MC3).max(axis=2)
-    third: NDArray[np.float32] = np.partition(cells_MC, -3, axis=1)[:, -3]
-    return third
-
-
-def _deviation(thumbs_NK: Bytes) -> NDArray[np.float64]:
+def deviation(thumbs_NK: Bytes) -> NDArray[np.float32]:
     """The largest of the three channels' standard deviations over the cells, in levels: [N]."""
-    found = np.empty(len(thumbs_NK))
-    for start in range(0, len(thumbs_NK), CHUNK // 64):
-        cells = thumbs_NK[start : start + CHUNK // 64].reshape(-1, 256, 3)
-        found[start : start + len(cells)] = cells.std(axis=1).max(axis=1)
+    found: NDArray[np.float32] = thumbs_NK.reshape(-1, 256, 3).astype(np.float32).std(axis=1).max(axis=1)
     return found
 
 
-def _days(rows: Candidates) -> NDArray[np.str_]:
-    """The days as ISO text, which sorts by time; unknown ones after all that are known."""
-    return np.array([(date or "9999")[:10] for date in rows.date], dtype="U10")
+def day_of(date: str | None) -> int:
+    """A post's date (ISO, or a year) as a number that sorts by time: year, month and day in decimal digits.
 
-
-def _ids(names: Sequence[str]) -> NDArray[np.bytes_]:
-    return np.array(names, dtype="S64")  # 64 hex digits
-
-
-def _best_of_same_pixels(rows: Candidates) -> Ints:
-    """For each row the best row of the same pixels: lossless, then the smaller file, the earlier, the lower id."""
-    number = np.arange(len(rows.id))
-    _, same = np.unique(_ids(rows.pixel_id), return_inverse=True)
-    order = np.lexsort((number, _ids(rows.id), _days(rows), rows.bytes, ~rows.lossless, same))
-    first = np.unique(same[order], return_index=True)[1]
-    return order[first][same]
-
-
-def _rank(rows: Candidates) -> Ints:
-    """Place of each row in the order from best (0) to worst; a total order, since steps are cut, not compared.
-
-    More pixels (in steps of 5 %), lossless, higher score (in steps of 0.02), the larger file (less compressed), the
-    earlier date, the lower id.
+    What is not said counts as 99: of one year, the day that is known comes before the year alone.
     """
-    number = np.arange(len(rows.id))
-    size = np.floor(np.log(rows.pixels) / math.log(PIXELS_RATIO))
-    score = np.where(np.isnan(rows.score), -1, np.floor(rows.score / SCORE_STEP))
-    order = np.lexsort((number, _ids(rows.id), _days(rows), -rows.bytes, -score, ~rows.lossless, -size))
-    rank = np.empty_like(order)
-    rank[order] = number
-    return rank
+    match = re.match(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?", date or "")
+    if not match:
+        return UNKNOWN_DAY
+    year, month, day = (int(part or 99) for part in match.groups())
+    return year * 10_000 + month * 100 + day
 
 
-def _stars(pairs: Ints, rank: Ints) -> tuple[Ints, Ints]:
-    """For each row the row that is kept in its place (itself, if it is kept), and the distance between them."""
-    keeper, distance = np.arange(len(rank)), np.zeros(len(rank), np.int64)
-    swap = rank[pairs[:, 0]] > rank[pairs[:, 1]]
-    better, worse = np.where(swap, pairs[:, 1], pairs[:, 0]), np.where(swap, pairs[:, 0], pairs[:, 1])
+def day_text(day: int) -> str:
+    """What `day_of` read: `2019-05-01`, `2019-05` or `2019`."""
+    year, month, date = day // 10_000, day // 100 % 100, day % 100
+    return "-".join([f"{year:04}", *(f"{number:02}" for number in (month, date) if number != 99)])
+
+
+def earliest(day: Numbers, grouping: Grouping) -> Numbers:
+    """For each keeper the earliest day of its group; for all others their own."""
+    found = day.copy()
+    goes = np.flatnonzero(grouping.reason)
+    np.minimum.at(found, grouping.keeper[goes], day[goes])
+    return found
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Whether two rows, named by their rank, are copies by their thumbnails."""
+
+    rows: Ints  # best first
+    thumbs: Thumbs | None
+    most: float  # levels
+
+    def __call__(self, one: Ints, other: Ints) -> Flags:
+        found = np.ones(len(one), np.bool_)
+        if self.thumbs is None:
+            return found
+        for start in range(0, len(one), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            pair = (self.thumbs.of(self.rows[side[chunk]]) for side in (one, other))
+            found[chunk] = thumb_difference(*pair) <= self.most
+        return found
+
+
+def _centred(thumbs_MK: Bytes) -> NDArray[np.float32]:
+    """[M, 3, 256], each channel less its mean."""
+    cells = np.ascontiguousarray(thumbs_MK.reshape(-1, 256, 3).transpose(0, 2, 1), dtype=np.float32)
+    cells -= cells.mean(axis=2, keepdims=True)
+    return cells
+
+
+def _misfit(
+    one_MCX: NDArray[np.float32], other_MCX: NDArray[np.float32], covariance_MC1: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Third largest cell of |one - (gain x other + offset)|, fitted over each channel; of a cell the worst channel."""
+    energy = np.einsum("mcx,mcx->mc", other_MCX, other_MCX)[..., None]
+    apart = one_MCX - covariance_MC1 / np.maximum(energy, np.float32(1e-6)) * other_MCX
+    cells_MX = np.abs(apart, out=apart).max(axis=1)
+    third: NDArray[np.float32] = np.partition(cells_MX, -3, axis=1)[:, -3]
+    return third
+
+
+def _by_id(rows: Candidates, chosen: Ints) -> list[NDArray[Any]]:
+    """Keys for np.lexsort, the least first: ids, and the row's place where one file is there twice."""
+    words = np.ascontiguousarray(rows.id[chosen]).view(">u8").astype(np.uint64)
+    return [chosen, *words.T[::-1]]
+
+
+def _best_of_same_pixels(rows: Candidates) -> Numbers:
+    """For each row the best row of the same pixels: lossless, then the smaller file, the earlier, the lower id."""
+    stands_for = np.arange(len(rows.id), dtype=np.int32)
+    part = rows.pixels_number >= 0
+    many = np.bincount(rows.pixels_number[part], minlength=1)
+    shared = np.flatnonzero(part & (many[rows.pixels_number] > 1))
+    number = rows.pixels_number[shared]
+    keys = (*_by_id(rows, shared), rows.day[shared], rows.bytes[shared], ~rows.lossless[shared], number)
+    order = np.lexsort(keys)
+    _, first, group = np.unique(number[order], return_index=True, return_inverse=True)
+    stands_for[shared[order]] = shared[order[first]][group]
+    return stands_for
+
+
+def _has_company(hashes: Numbers, near: Ints) -> Flags:
+    """Which of these rows share their hash, or have one that is near another."""
+    many = np.bincount(hashes, minlength=int(near[:, :2].max(initial=-1)) + 1)
+    company = many > 1
+    company[near[:, :2]] = True
+    return company[hashes]
+
+
+def _ranked(rows: Candidates, chosen: Ints, keep: Sequence[KeepKey]) -> Ints:
+    """The chosen rows from best to worst by the keys in `keep`; a total order, since steps are cut, not compared.
+
+    More pixels (in steps of 5 %), lossless, higher score (in steps of 0.02), the larger file (less compressed), more
+    metadata, the earlier date; last the lower id.
+    """
+    score = rows.score[chosen]
+    worse: dict[KeepKey, NDArray[Any]] = {
+        "size": -np.floor(np.log(np.maximum(rows.pixels[chosen], 1)) / math.log(PIXELS_RATIO)),
+        "lossless": ~rows.lossless[chosen],
+        "score": -np.where(np.isnan(score), -1, np.floor(score / SCORE_STEP)),
+        "bytes": -rows.bytes[chosen],
+        "metadata": -rows.metadata[chosen],
+        "date": rows.day[chosen],
+    }
+    return chosen[np.lexsort([*_by_id(rows, chosen), *(worse[key] for key in reversed(keep))])]
+
+
+def _best_of_same_hash(hashes_R: Numbers, alike: _Alike) -> Ints:
+    """For each row, by rank, the best one of its hash that it is a copy of, itself if there is none: [R].
+
+    Each round the best of each hash takes its copies; only variants are left for the next.
+    """
+    stand = np.arange(len(hashes_R))
+    left = stand
+    while len(left):
+        _, first, of_hash = np.unique(hashes_R[left], return_index=True, return_inverse=True)
+        best = left[first][of_hash]
+        left, best = left[left != best], best[left != best]
+        copy = alike(best, left)
+        stand[left[copy]] = best[copy]
+        left = left[~copy]
+    return stand
+
+
+def _edges(near: Ints, hashes_R: Numbers, stands: Ints) -> Ints:
+    """Pairs of hashes -> pairs of the rows that stand for them, by rank, the better first: [M, 3]."""
+    size = max(int(near[:, :2].max(initial=-1)), int(hashes_R.max(initial=-1))) + 1
+    rows = stands[np.argsort(hashes_R[stands], kind="stable")]
+    many = np.bincount(hashes_R[stands], minlength=size)
+    starts = np.cumsum(many) - many
+    left, right = many[near[:, 0]], many[near[:, 1]]
+    product = left * right
+    pair = np.repeat(np.arange(len(near)), product)
+    step = np.arange(len(pair)) - np.repeat(np.cumsum(product) - product, product)
+    one = rows[starts[near[pair, 0]] + step // right[pair]]
+    other = rows[starts[near[pair, 1]] + step % right[pair]]
+    return np.stack([np.minimum(one, other), np.maximum(one, other), near[pair, 2]], axis=1)
+
+
+def _stars(edges: Ints, count: int) -> tuple[Ints, Ints]:
+    """For each row, by rank, the row that is kept in its place (itself, if it is kept), and how far they are apart."""
     # row by row from the best on, and to each the nearest first: by then it is known which of the better ones are kept
-    for edge in np.lexsort((rank[better], pairs[:, 2], rank[worse])):
-        row, other = worse[edge], better[edge]
-        if keeper[row] == row and keeper[other] == other:
-            keeper[row], distance[row] = other, pairs[edge, 2]
+    edges = edges[np.lexsort((edges[:, 0], edges[:, 2], edges[:, 1]))]
+    goes, taken = bytearray(count), bytearray(len(edges))
+    for start in range(0, len(edges), CHUNK):
+        for place, (better, row, _) in enumerate(edges[start : start + CHUNK].tolist(), start):
+            if not goes[row] and not goes[better]:
+                goes[row] = taken[place] = 1
+    keeper, distance = np.arange(count), np.zeros(count, np.int64)
+    used = edges[np.frombuffer(taken, np.uint8) == 1]
+    keeper[used[:, 1]], distance[used[:, 1]] = used[:, 0], used[:, 2]
     return keeper, distance
 
 
-def _numbered(rows: Candidates, keeper: Ints, distance: Ints) -> Grouping:
+def _numbered(rows: Candidates, keeper: Numbers, distance: Numbers) -> Grouping:
     goes = np.flatnonzero(keeper != np.arange(len(keeper)))
-    keepers = np.unique(keeper[goes])
-    in_order = keepers[np.lexsort((keepers, _ids([rows.id[row] for row in keepers])))]
-    number_of = np.full(len(keeper), -1, np.int64)
-    number_of[in_order] = np.arange(len(in_order))
+    kept = keeper[goes]
+    keepers = np.unique(kept)
+    number_of = np.full(len(keeper), -1, np.int32)
+    number_of[keepers[np.lexsort(_by_id(rows, keepers.astype(np.int64)))]] = np.arange(len(keepers))
     group = number_of[keeper]
-    reasons: list[str | None] = [None] * len(keeper)
-    for row, kept in zip(goes.tolist(), keeper[goes].tolist(), strict=True):
-        reasons[row] = _reason(rows, row, kept)
-    return Grouping(group, np.where(group >= 0, keeper, -1), distance.astype(np.int32), reasons)
-
-
-def _reason(rows: Candidates, row: int, kept: int) -> str:
-    if rows.id[row] == rows.id[kept]:
-        return "same file as the keeper"
-    if rows.pixel_id[row] == rows.pixel_id[kept]:
-        return "same pixels as the keeper"
-    return "near-same as the keeper"
+    reason = np.zeros(len(keeper), np.uint8)
+    same_pixels = rows.pixels_number[goes] == rows.pixels_number[kept]
+    same_file = same_pixels & (rows.id[goes] == rows.id[kept]).all(axis=1)
+    reason[goes] = np.where(same_file, 1, np.where(same_pixels, 2, 3))
+    return Grouping(group, np.where(group >= 0, keeper, -1).astype(np.int32), distance, reason)

@@ -1,4 +1,4 @@
-"""Near-duplicates: exact pairs, copies and variants, keepers."""
+"""Near-duplicates: copies and variants, keepers, what a group's earliest date is."""
 
 import io
 from dataclasses import dataclass, replace
@@ -9,7 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from sote.data import decode, dedup, scenes
+from sote.data import bands, dedup, scenes
+from sote.data.dedup import REASONS, Bytes, Grouping, Ints
+from sote.data.hashes import phash, pixel_id, thumb
 from sote.data.recipe import DuplicatesPart
 
 PART = DuplicatesPart()
@@ -31,62 +33,68 @@ def planted(count: int, seed: int = 0) -> NDArray[np.uint8]:
     return rng.permutation(np.concatenate([hashes, copies]))
 
 
-def brute_force(hashes: NDArray[np.uint8], radius: int) -> list[list[int]]:
-    distance = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(axis=2, dtype=np.int64)
-    return [
-        [i, j, int(distance[i, j])]
-        for i in range(len(hashes))
-        for j in range(i + 1, len(hashes))
-        if distance[i, j] <= radius
-    ]
+@dataclass(frozen=True)
+class Rows:
+    """Rows as the decoder and the sidecars describe them; ids and pixel ids by short names."""
+
+    id: list[str]
+    pixel_id: list[str]
+    phash: Bytes
+    thumb: Bytes
+    pixels: Ints
+    bytes: Ints
+    lossless: NDArray[np.bool_]
+    score: NDArray[np.float32]
+    metadata: Ints
+    date: list[str | None]
+
+    def candidates(self) -> dedup.Candidates:
+        hash_number = bands.distinct(self.phash)[1]
+        hash_number[dedup.deviation(self.thumb) < dedup.FLAT_DEVIATION] = -1
+        return dedup.Candidates(
+            id=numbers(self.id),
+            pixels_number=bands.distinct(numbers(self.pixel_id))[1],
+            hash_number=hash_number,
+            pixels=self.pixels,
+            bytes=self.bytes,
+            lossless=self.lossless,
+            score=self.score,
+            metadata=self.metadata.astype(np.int32),
+            day=np.array([dedup.day_of(date) for date in self.date], np.int32),
+        )
+
+    def groups(self, part: DuplicatesPart = PART) -> Grouping:
+        near = bands.pairs(self.phash[bands.distinct(self.phash)[0]], radius=part.radius)
+        return dedup.groups(self.candidates(), near, part=part, thumbs=Held(self.thumb) if part.thumbs else None)
+
+    def taken(self, places: list[int]) -> "Rows":
+        columns: dict[str, Any] = {
+            name: [values[place] for place in places] if isinstance(values, list) else values[places]
+            for name, values in vars(self).items()
+        }
+        return Rows(**columns)
 
 
-@pytest.mark.parametrize("radius", [0, 1, 2, 3, 5, 8, 12, 16])
-def test_the_pairs_are_those_of_comparing_all_with_all(radius: int) -> None:
-    hashes = planted(400, seed=radius)
-    expected = brute_force(hashes, radius)
-    assert len(expected) >= 5
-    assert dedup.find_pairs(hashes, radius=radius).tolist() == expected
+@dataclass
+class Held:
+    """Thumbnails in memory, of which only those may be asked for that were fetched."""
+
+    thumb: Bytes
+    fetched: Ints | None = None
+
+    def fetch(self, rows: Ints) -> None:
+        assert (np.diff(rows) > 0).all()
+        self.fetched = rows
+
+    def of(self, rows: Ints) -> Bytes:
+        assert self.fetched is not None
+        assert np.isin(rows, self.fetched).all()
+        return self.thumb[rows]
 
 
-@pytest.mark.parametrize("radius", [0, 3, 6])
-def test_the_pairs_are_exact_where_buckets_are_split(radius: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dedup, "LARGEST_BUCKET", 8)
-    hashes = np.packbits(np.random.default_rng(1).random((200, 256)) < 0.01, axis=1)  # nearly all zeros
-    assert dedup.find_pairs(hashes, radius=radius).tolist() == brute_force(hashes, radius)
-
-
-def test_the_pairs_are_exact_where_work_comes_in_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dedup, "CHUNK", 64)
-    hashes = planted(500)
-    assert dedup.find_pairs(hashes, radius=8).tolist() == brute_force(hashes, 8)
-
-
-def test_equal_hashes_pair_with_each_other_and_with_all_near_ones() -> None:
-    one = np.random.default_rng(0).integers(0, 256, (1, 32), dtype=np.uint8)
-    near = one.copy()
-    near[0, 5] ^= 3
-    assert dedup.find_pairs(np.concatenate([one, near, one, near]), radius=2).tolist() == [
-        [0, 1, 2],
-        [0, 2, 0],
-        [0, 3, 2],
-        [1, 2, 2],
-        [1, 3, 0],
-        [2, 3, 2],
-    ]
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_no_row_or_one_row_has_no_pairs(count: int) -> None:
-    assert dedup.find_pairs(np.zeros((count, 32), np.uint8), radius=8).shape == (0, 3)
-
-
-def test_each_pair_belongs_to_exactly_one_band() -> None:
-    hashes = np.unique(planted(300), axis=0)
-    bands = [dedup.band_pairs(hashes, band=band, radius=8).tolist() for band in range(9)]
-    together = [pair for pairs in bands for pair in pairs]
-    assert sum(len(pairs) > 0 for pairs in bands) > 3
-    assert sorted(together) == brute_force(hashes, 8)
+def numbers(names: list[str]) -> Bytes:
+    """Names as the 32 bytes of an id, in the same order as the names."""
+    return np.frombuffer(b"".join(name.encode().ljust(32, b"0") for name in names), np.uint8).reshape(-1, 32)
 
 
 # copies and variants
@@ -101,28 +109,31 @@ class File:
     format: str = "jpeg"
     bytes: int = 1000
     score: float = float("nan")
+    metadata: int = 0
     date: str | None = None
 
 
-def candidates(files: list[File]) -> dedup.Candidates:
-    return dedup.Candidates(
+def rows_of(files: list[File]) -> Rows:
+    return Rows(
         id=[file.name for file in files],
-        pixel_id=[decode.pixel_id(file.image) for file in files],
-        phash=np.stack([np.frombuffer(decode.phash(file.image), np.uint8) for file in files]),
-        thumb=np.stack([np.frombuffer(decode.thumb(file.image), np.uint8) for file in files]),
+        pixel_id=[pixel_id(file.image)[:32] for file in files],
+        phash=np.stack([np.frombuffer(phash(file.image), np.uint8) for file in files]),
+        thumb=np.stack([np.frombuffer(thumb(file.image), np.uint8) for file in files]),
         pixels=np.array([file.image.width * file.image.height for file in files]),
         bytes=np.array([file.bytes for file in files]),
         lossless=np.array([file.format in dedup.LOSSLESS for file in files]),
         score=np.array([file.score for file in files], np.float32),
+        metadata=np.array([file.metadata for file in files]),
         date=[file.date for file in files],
     )
 
 
-def grouped(*files: File) -> dict[str, tuple[int, str, int, str | None]]:
+def grouped(*files: File, part: DuplicatesPart = PART) -> dict[str, tuple[int, str, int, str | None]]:
     """For each name: group, name of the keeper, distance, reason."""
-    found = dedup.groups(candidates(list(files)), PART)
+    found = rows_of(list(files)).groups(part)
     keepers = ["" if keeper < 0 else files[keeper].name for keeper in found.keeper]
-    columns = zip(files, found.group.tolist(), keepers, found.distance.tolist(), found.reason, strict=True)
+    reasons = [REASONS[reason] for reason in found.reason]
+    columns = zip(files, found.group.tolist(), keepers, found.distance.tolist(), reasons, strict=True)
     return {file.name: (group, keeper, distance, reason) for file, group, keeper, distance, reason in columns}
 
 
@@ -178,16 +189,17 @@ def test_a_variant_within_the_radius_is_told_by_its_thumbnail() -> None:
     first, *others = planned.shapes
     recoloured = replace(planned, shapes=(replace(first, colour="green"), *others))
     one, two = scenes.paint(planned), scenes.paint(recoloured)
-    rows = candidates([File(one, "a"), File(two, "b")])
-    assert len(dedup.find_pairs(rows.phash, radius=PART.radius)) == 1
-    assert dedup.groups(rows, PART).group.tolist() == [-1, -1]
+    rows = rows_of([File(one, "a"), File(two, "b")])
+    assert len(bands.pairs(rows.phash, radius=PART.radius)) == 1
+    assert rows.groups().group.tolist() == [-1, -1]
+    assert rows.groups(DuplicatesPart(thumbs=False)).group.tolist() == [0, 0]
 
 
 def test_a_brighter_copy_has_a_small_thumbnail_difference_and_another_scene_a_large_one(
     scene: Image.Image, other: Image.Image
 ) -> None:
     brighter = scene.point(lambda value: value * 0.85 + 5)
-    thumbs = [np.frombuffer(decode.thumb(image), np.uint8)[None] for image in (scene, brighter, other)]
+    thumbs = [np.frombuffer(thumb(image), np.uint8)[None] for image in (scene, brighter, other)]
     assert dedup.thumb_difference(thumbs[0], thumbs[1])[0] < 3
     assert dedup.thumb_difference(thumbs[0], thumbs[2])[0] > 40
     assert dedup.thumb_difference(thumbs[0], thumbs[2]) == dedup.thumb_difference(thumbs[2], thumbs[0])
@@ -249,10 +261,9 @@ def test_of_the_same_pixels_the_lossless_smaller_file_is_kept(scene: Image.Image
 
 
 def test_the_same_file_twice_is_kept_once(scene: Image.Image) -> None:
-    rows = candidates([File(scene, "a"), File(scene, "a")])
-    found = dedup.groups(rows, PART)
+    found = rows_of([File(scene, "a"), File(scene, "a")]).groups()
     assert found.keeper.tolist() == [0, 0]
-    assert found.reason == [None, "same file as the keeper"]
+    assert [REASONS[reason] for reason in found.reason] == [None, "same file as the keeper"]
 
 
 def test_groups_are_numbered_by_their_keepers_id(scene: Image.Image, other: Image.Image) -> None:
@@ -265,7 +276,7 @@ def test_groups_are_numbered_by_their_keepers_id(scene: Image.Image, other: Imag
     }
 
 
-def chain(steps: int) -> dedup.Candidates:
+def chain(steps: int) -> Rows:
     """Rows of which each is 6 bits from the next, and alike by thumbnail; the first has most pixels, and so on."""
     rng = np.random.default_rng(0)
     bits = np.zeros((steps, 256), np.uint8)
@@ -273,7 +284,7 @@ def chain(steps: int) -> dedup.Candidates:
         bits[step] = bits[step - 1]
         bits[step, 6 * step : 6 * step + 6] = 1
     thumb = rng.integers(0, 256, (1, 768), dtype=np.uint8)
-    return dedup.Candidates(
+    return Rows(
         id=[f"{step:03}" for step in range(steps)],
         pixel_id=[f"{step:03}" for step in range(steps)],
         phash=np.packbits(bits, axis=1),
@@ -282,12 +293,13 @@ def chain(steps: int) -> dedup.Candidates:
         bytes=np.full(steps, 1000),
         lossless=np.zeros(steps, np.bool_),
         score=np.full(steps, np.nan, np.float32),
+        metadata=np.zeros(steps, np.int64),
         date=[None] * steps,
     )
 
 
 def test_a_chain_does_not_fall_together_every_row_that_goes_is_a_copy_of_one_kept() -> None:
-    found = dedup.groups(chain(6), PART)
+    found = chain(6).groups()
     assert found.keeper.tolist() == [0, 0, 2, 2, 4, 4]
     assert found.distance.tolist() == [0, 6, 0, 6, 0, 6]
 
@@ -297,17 +309,9 @@ def test_a_row_near_to_two_kept_ones_goes_to_the_nearer() -> None:
     bits = np.zeros((3, 256), np.uint8)
     bits[1, :10] = 1  # 10 from the first: kept
     bits[2, :6] = 1  # 6 from the first, 4 from the second
-    found = dedup.groups(replace(rows, phash=np.packbits(bits, axis=1)), PART)
+    found = replace(rows, phash=np.packbits(bits, axis=1)).groups()
     assert found.keeper.tolist() == [-1, 1, 1]
     assert found.distance.tolist() == [0, 0, 4]
-
-
-def taken(rows: dedup.Candidates, places: list[int]) -> dedup.Candidates:
-    columns: dict[str, Any] = {
-        name: [values[place] for place in places] if isinstance(values, list) else values[places]
-        for name, values in vars(rows).items()
-    }
-    return dedup.Candidates(**columns)
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
@@ -323,18 +327,19 @@ def test_the_order_of_rows_does_not_matter() -> None:
         bytes=rng.choice([1000, 2000], 300),
         lossless=rng.random(300) < 0.3,
         score=rng.choice(np.array([0.5, 0.509, 0.9, np.nan], np.float32), 300),
-        date=[[None, "2012-01-01", "2013-01-01"][choice] for choice in rng.integers(0, 3, 300)],
+        metadata=rng.integers(0, 2, 300),
+        date=[[None, "2012-01-01", "2013"][choice] for choice in rng.integers(0, 3, 300)],
     )
     # rows of one pixel_id must have one hash, as they have in a run
     first = {name: number for number, name in reversed(list(enumerate(rows.pixel_id)))}
     rows = replace(rows, phash=hashes[[first[name] for name in rows.pixel_id]])
     order = rng.permutation(300)
-    mixed = taken(rows, order.tolist())
-    one, two = dedup.groups(rows, PART), dedup.groups(mixed, PART)
+    mixed = rows.taken(order.tolist())
+    one, two = rows.groups(), mixed.groups()
     assert one.group.max() > 20
     assert two.group.tolist() == one.group[order].tolist()
     assert two.distance.tolist() == one.distance[order].tolist()
-    assert two.reason == [one.reason[place] for place in order]
+    assert two.reason.tolist() == one.reason[order].tolist()
     kept_one = ["" if keeper < 0 else rows.id[keeper] for keeper in one.keeper]
     assert ["" if keeper < 0 else mixed.id[keeper] for keeper in two.keeper] == [kept_one[place] for place in order]
 
@@ -351,18 +356,133 @@ def test_every_kept_row_is_its_own_keeper_and_no_two_kept_rows_are_copies() -> N
         bytes=np.arange(300),
         lossless=np.zeros(300, np.bool_),
         score=np.full(300, np.nan, np.float32),
+        metadata=np.zeros(300, np.int64),
         date=[None] * 300,
     )
-    found = dedup.groups(rows, PART)
-    goes = np.array([reason is not None for reason in found.reason])
+    found = rows.groups()
+    goes = found.reason > 0
     assert goes.sum() > 20
     assert (found.keeper[found.keeper[goes]] == found.keeper[goes]).all()
     assert not goes[found.keeper[goes]].any()
     assert (found.distance[goes] <= PART.radius).all()
-    assert len(dedup.find_pairs(hashes[~goes], radius=PART.radius)) == 0
+    assert len(bands.pairs(hashes[~goes], radius=PART.radius)) == 0
 
 
 def test_no_rows_give_no_groups() -> None:
-    empty = candidates([File(Image.new("RGB", (8, 8)), "a")])
-    found = dedup.groups(taken(empty, []), PART)
-    assert found.group.tolist() == found.keeper.tolist() == found.distance.tolist() == found.reason == []
+    found = rows_of([File(Image.new("RGB", (8, 8)), "a")]).taken([]).groups()
+    assert found.group.tolist() == found.keeper.tolist() == found.distance.tolist() == found.reason.tolist() == []
+
+
+def test_what_people_wrote_about_a_picture_counts_before_the_date_and_after_the_bytes(scene: Image.Image) -> None:
+    one, two = again(scene, quality=95), again(scene, quality=90)
+    assert grouped(File(one, "a", date="2012"), File(two, "b", metadata=3))["a"][1] == "b"
+    assert grouped(File(one, "a", bytes=1001), File(two, "b", metadata=3))["b"][1] == "a"
+
+
+def test_only_the_keys_of_the_recipe_decide_and_in_its_order(scene: Image.Image) -> None:
+    one = File(resized(scene, 1.2), "a", score=0.1, date="2013")
+    two = File(scene, "b", score=0.9, date="2012")
+    expected = {
+        ("size", "score"): "a",
+        ("score", "size"): "b",
+        ("date",): "b",
+        ("size",): "a",
+        (): "a",
+        ("bytes",): "a",
+    }
+    for keep, keeper in expected.items():
+        part = PART.model_copy(update={"keep": keep})
+        assert {row[1] for row in grouped(one, two, part=part).values()} == {keeper}
+
+
+def test_rows_that_take_no_part_are_in_no_group(scene: Image.Image) -> None:
+    rows = rows_of([File(scene, "a"), File(scene, "b"), File(scene, "c")])
+    candidates = rows.candidates()
+    candidates.pixels_number[1] = candidates.hash_number[1] = -1
+    candidates.pixels_number[2] = -1
+    candidates.hash_number[2] = -1
+    near = np.empty((0, 3), np.int64)
+    found = dedup.groups(candidates, near, part=PART, thumbs=Held(rows.thumb))
+    assert found.group.tolist() == [-1, -1, -1]
+
+
+# many of one hash
+
+
+def one_hash(thumbs: Bytes) -> Rows:
+    """Rows of one hash and different pixels, the first the best, with these thumbnails."""
+    rows = chain(1).taken([0] * len(thumbs))
+    names = [f"{number:05}" for number in range(len(thumbs))]
+    return replace(rows, id=names, pixel_id=names, bytes=-np.arange(len(thumbs)), thumb=thumbs)
+
+
+def test_one_picture_very_often_is_one_group_and_each_copy_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    difference = dedup.thumb_difference
+
+    def counted(one: Bytes, other: Bytes) -> NDArray[np.float32]:
+        compared.append(len(one))
+        return difference(one, other)
+
+    monkeypatch.setattr(dedup, "thumb_difference", counted)
+    found = one_hash(np.repeat(chain(1).thumb, 10_000, axis=0)).groups()
+    assert found.keeper.tolist() == [0] * 10_000
+    assert sum(compared) == 9_999
+    assert max(compared) <= dedup.CHUNK
+
+
+def test_variants_of_one_hash_are_apart_and_each_has_its_copies() -> None:
+    rng = np.random.default_rng(0)
+    variants = rng.integers(0, 256, (3, 768), dtype=np.uint8)
+    found = one_hash(variants[[0, 1, 0, 2, 1, 1, 2]]).groups()
+    assert found.keeper.tolist() == [0, 1, 0, 3, 1, 1, 3]
+    assert found.distance.tolist() == [0] * 7
+
+
+def test_rows_of_one_hash_go_together_to_a_better_one_of_a_near_hash() -> None:
+    rows = one_hash(np.repeat(chain(1).thumb, 5, axis=0))
+    hashes = rows.phash.copy()
+    hashes[0, 0] ^= 0b111
+    found = replace(rows, phash=hashes).groups()
+    assert found.keeper.tolist() == [0] * 5
+    assert found.distance.tolist() == [0, 3, 3, 3, 3]
+
+
+def test_two_hashes_with_many_rows_each_do_not_become_pairs_of_rows() -> None:
+    rows = one_hash(np.repeat(chain(1).thumb, 20_000, axis=0))
+    hashes = rows.phash.copy()
+    hashes[::2, 0] ^= 1  # 2e8 pairs of rows, one of hashes
+    found = replace(rows, phash=hashes).groups()
+    assert found.keeper.tolist() == [0] * 20_000
+    assert found.distance.tolist() == [0, 1] * 10_000
+
+
+# dates
+
+
+def test_days_sort_by_time_and_a_known_day_comes_before_the_year_alone() -> None:
+    dates = ["2018", "2019-05-01T23:00:00+09:00", "2019-05-02", "2019-05", "2019", "2020-01-01", None]
+    days = [dedup.day_of(date) for date in dates]
+    assert days == sorted(days)
+    assert len(set(days)) == len(days)
+    assert [dedup.day_text(day) for day in days[:-1]] == [
+        "2018",
+        "2019-05-01",
+        "2019-05-02",
+        "2019-05",
+        "2019",
+        "2020-01-01",
+    ]
+    assert dedup.day_of("unknown") == dedup.UNKNOWN_DAY == days[-1]
+
+
+def test_a_keeper_has_the_earliest_day_of_its_group_and_others_have_their_own(scene: Image.Image) -> None:
+    files = [
+        File(resized(scene, 2), "a", date="2019"),
+        File(scene, "b", date="2012-01-02"),
+        File(resized(scene, 0.9), "c"),
+        File(Image.effect_noise((64, 64), 90).convert("RGB"), "d", date="2001"),
+    ]
+    rows = rows_of(files)
+    days = dedup.earliest(rows.candidates().day, rows.groups())
+    assert days.tolist() == [20120102, 20120102, dedup.UNKNOWN_DAY, 20019999]

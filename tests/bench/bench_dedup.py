@@ -1,0 +1,423 @@
+"""Prints how long near-duplicates take and how much memory: `python tests/bench/bench_dedup.py [--small] [--rows N]`.
+
+1. Growth: random 256-bit hashes, 5 % of them near-copies (up to 8 bits) of others, radius 8; from the matrix of hashes
+   to sorted pairs, by one process and as Ray tasks on all cores, each in a fresh process. Memory is the peak of the sum
+   of proportional set sizes (a shared page counts once) of the driver, Ray's workers and Ray's own services, sampled
+   five times a second; it includes the hashes. Written to tests/bench/results/dedup.svg as well.
+2. Exactness: of 100,000 such hashes the pairs against comparing all with all by XOR and popcount.
+3. Skewed hashes, half of whose bits are hardly ever set, as gradient hashes of plain backgrounds are.
+4. The pass as a whole on a made-up run of N rows, 30 % of them copies, with thumbnails and inherited names.
+5. Which re-encodings the two hashes find, on drawn scenes.
+
+Not measured: several machines, real pictures' hashes.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from sote.data import bands
+
+RADIUS = 8
+SIZES, SMALL_SIZES = (100_000, 300_000, 1_000_000, 3_000_000, 6_000_000), (30_000, 100_000)
+PLANTED = 0.05
+RESULTS = Path(__file__).parent / "results"
+SECONDS_BETWEEN_SAMPLES = 0.2
+SHARD_ROWS = 10_000
+MIB = 1 << 20
+
+
+def hashes_of(count: int, *, skewed: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Hashes of which the last 5 % are near-copies of others, and of which: [count, 32], [5 % of count]."""
+    rng = np.random.default_rng(count)
+    hashes = rng.integers(0, 256, (count, 32), dtype=np.uint8)
+    if skewed:  # half of the bits are set in 1 of 16 hashes only
+        for _ in range(3):
+            hashes[:, ::2] &= rng.integers(0, 256, (count, 16), dtype=np.uint8)
+    copies = int(count * PLANTED)
+    of = rng.integers(0, count - copies, copies)
+    hashes[count - copies :] = hashes[of]
+    for _ in range(RADIUS):  # a bit may be drawn twice: 0 to 8 bits differ
+        bits = rng.integers(0, 256, copies)
+        hashes[np.arange(count - copies, count), bits // 8] ^= (rng.integers(0, 2, copies) << (bits % 8)).astype(
+            np.uint8
+        )
+    return hashes, of
+
+
+def search(count: int, way: str) -> dict[str, Any]:
+    """One measurement, in this process: `way` is alone or Ray."""
+    from sote.cluster import session
+    from sote.data import pass_duplicates
+
+    pass_duplicates.RAY_ROWS = 0 if way == "Ray" else sys.maxsize
+    with session.connect() if way == "Ray" else contextlib.nullcontext():
+        hashes, of = hashes_of(count)
+        started, used = time.monotonic(), time.process_time()
+        first, number = bands.distinct(hashes)
+        different = hashes if len(first) == count else hashes[first]
+        del hashes
+        handed = [different]
+        del different
+        pairs = pass_duplicates.near_pairs(handed.pop(), radius=RADIUS)
+        seconds, used = time.monotonic() - started, time.process_time() - used
+    copies = len(of)
+    found = set((pairs[:, 0] * count + pairs[:, 1]).tolist())
+    planted = zip(number[of].tolist(), number[count - copies :].tolist(), strict=True)
+    there = sum(one == other or min(one, other) * count + max(one, other) in found for one, other in planted)
+    return {"seconds": seconds, "driver_cpu": used, "pairs": len(pairs), "planted": copies, "planted_found": there}
+
+
+def candidates_of(count: int, *, skewed: bool = False) -> tuple[int, float, NDArray[np.int64]]:
+    """How many pairs are compared by XOR and popcount, CPU seconds of one process, and the pairs found."""
+    compared = 0
+    within = bands._within
+
+    def counting(found: Any, one: Any, other: Any, **masks: Any) -> NDArray[np.int64]:
+        nonlocal compared
+        compared += len(one)
+        return within(found, one, other, **masks)
+
+    hashes, _ = hashes_of(count, skewed=skewed)
+    hashes = hashes[bands.distinct(hashes)[0]]
+    bands._within = counting
+    started = time.process_time()
+    pairs = bands.pairs(hashes, radius=RADIUS)
+    bands._within = within
+    return compared, time.process_time() - started, pairs
+
+
+def measured(*words: str) -> dict[str, Any]:
+    """Run this file in a fresh process and watch the memory of all that it starts."""
+    command = [sys.executable, __file__, *words]
+    peak: Counter[str] = Counter()
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as told:
+        running = subprocess.Popen(command, stdout=said, stderr=told)
+        while running.poll() is None:
+            now = memory(running.pid)
+            peak = max(peak, now, key=lambda each: each.total())
+            time.sleep(SECONDS_BETWEEN_SAMPLES)
+        said.seek(0)
+        if running.returncode:
+            told.seek(0)
+            raise SystemExit(f"{' '.join(command)} ended with {running.returncode}:\n{told.read()}")
+        return json.loads(said.readlines()[-1]) | {"peak": dict(peak)}
+
+
+def memory(top: int) -> Counter[str]:
+    """Proportional set sizes in bytes of a process and all below it: the driver, Ray's workers, Ray's services."""
+    below, found = {top}, Counter[str]()
+    parents = {int(path.name): parent(path) for path in Path("/proc").iterdir() if path.name.isdigit()}
+    for _ in range(6):  # deep enough for driver -> raylet -> worker
+        below |= {process for process, its in parents.items() if its in below}
+    for process in below:
+        try:
+            words = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it has ended
+            continue
+        kind = "driver" if process == top else "workers" if words.startswith("ray::") else "services"
+        found[kind] += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return found
+
+
+def parent(path: Path) -> int:
+    try:
+        return int((path / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def brute_force(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """All pairs within the radius by comparing all with all."""
+    words, found, step = hashes.view(np.uint64), [np.empty((0, 3), np.int64)], 64
+    columns = [np.ascontiguousarray(words[:, word]) for word in range(4)]
+    for start in range(0, len(words), step):
+        distance = np.zeros((min(step, len(words) - start), len(words) - start), np.uint8)
+        for column in columns:  # at most 256 differ: it wraps to 0 for complements only, which random hashes are not
+            distance += np.bitwise_count(column[start : start + step, None] ^ column[None, start:])
+        one, other = np.nonzero(distance <= RADIUS)
+        pair = np.stack([one + start, other + start, distance[one, other].astype(np.int64)], axis=1)
+        found.append(pair[pair[:, 0] < pair[:, 1]])
+    return np.concatenate(found)
+
+
+def growth(sizes: tuple[int, ...]) -> list[tuple[int, float, float]]:
+    """Print and return (rows, seconds alone, seconds over Ray)."""
+    print(f"\n1. {PLANTED:.0%} planted near-copies, radius {RADIUS}; memory in MiB: driver + workers + Ray's services")
+    print(
+        f"{'hashes':>10} {'compared':>11} {'found':>9} {'planted':>17} {'alone s':>8} {'Ray s':>7}  alone MiB; over Ray"
+    )
+    lines = []
+    for size in sizes:
+        compared, _, pairs = candidates_of(size)
+        alone, ray = (measured("--search", str(size), "--way", way) for way in ("alone", "Ray"))
+        if not alone["pairs"] == ray["pairs"] == len(pairs):
+            raise SystemExit(f"{size}: alone {alone['pairs']}, over Ray {ray['pairs']}, here {len(pairs)} pairs")
+        if ray["planted_found"] != ray["planted"]:
+            raise SystemExit(f"{size}: of {ray['planted']} planted pairs {ray['planted_found']} were found")
+        planted = f"{ray['planted_found']:,}/{ray['planted']:,}"
+        print(
+            f"{size:>10,} {compared:>11,} {len(pairs):>9,} {planted:>17} {alone['seconds']:>8.1f} "
+            f"{ray['seconds']:>7.1f}  {mib(alone['peak'])}; {mib(ray['peak'])}",
+            flush=True,
+        )
+        lines.append((size, float(alone["seconds"]), float(ray["seconds"])))
+    return lines
+
+
+def mib(peak: dict[str, int]) -> str:
+    parts = " + ".join(f"{peak.get(kind, 0) / MIB:,.0f}" for kind in ("driver", "workers", "services"))
+    return f"{parts} = {sum(peak.values()) / MIB:,.0f}"
+
+
+def plot(lines: list[tuple[int, float, float]]) -> str:
+    """Seconds over hashes as an SVG, both axes logarithmic; the thin line is what grows as the number of hashes."""
+    left, bottom, width, height = 60, 300, 480, 260
+    lowest = 10 ** math.floor(math.log10(min(min(line[1:]) for line in lines)))
+    highest = 10 ** math.ceil(math.log10(max(max(line[1:]) for line in lines)))
+    few, many = lines[0][0], lines[-1][0]
+
+    def at(rows: float, seconds: float) -> tuple[float, float]:
+        across = math.log(rows / few) / math.log(many / few)
+        up = math.log(max(seconds, lowest) / lowest) / math.log(highest / lowest)
+        return round(left + width * across, 1), round(bottom - height * up, 1)
+
+    def text(x: float, y: float, words: str, anchor: str = "middle") -> str:
+        return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
+
+    def line(points: list[tuple[float, float]], style: str) -> str:
+        return f'<polyline fill="none" {style} points="{" ".join(f"{x},{y}" for x, y in points)}"/>'
+
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 350" font-family="sans-serif" font-size="12">',
+        '<rect width="600" height="350" fill="white"/>',
+        text(300, 20, f"Seconds for all pairs within {RADIUS} of 256 bits, over the number of hashes"),
+    ]
+    for power in range(round(math.log10(lowest)), round(math.log10(highest)) + 1):
+        y = at(few, 10.0**power)[1]
+        parts += [
+            line([(left, y), (left + width, y)], 'stroke="#ddd"'),
+            text(left - 8, y + 4, f"{10.0**power:g}", "end"),
+        ]
+    for rows, *_ in lines:
+        parts.append(text(at(rows, lowest)[0], bottom + 18, f"{rows / 1e6:g} M"))
+    per_row = lines[-1][1] / many
+    parts.append(line([at(rows, per_row * rows) for rows, *_ in lines], 'stroke="#999" stroke-dasharray="4 4"'))
+    for column, colour, name in ((1, "#1f6feb", "one process"), (2, "#d1570b", "Ray tasks")):
+        parts.append(line([at(each[0], each[column]) for each in lines], f'stroke="{colour}" stroke-width="2"'))
+        parts.append(f'<g fill="{colour}">{text(left + 10, 40 + 16 * column, name, "start")}</g>')
+    return "\n".join([*parts, text(left + 10, 88, "dashed: in proportion to the hashes", "start"), "</svg>"]) + "\n"
+
+
+def exactness(count: int) -> None:
+    hashes, _ = hashes_of(count)
+    started = time.process_time()
+    expected = brute_force(hashes)
+    slow, started = time.process_time() - started, time.process_time()
+    found = bands.pairs(hashes, radius=RADIUS)
+    fast = time.process_time() - started
+    same = np.array_equal(found, expected)
+    print(
+        f"\n2. {count:,} hashes: all with all {len(expected):,} pairs, {slow:.1f} s; by bands {len(found):,} pairs,",
+        end=" ",
+    )
+    print(f"{fast:.2f} s; equal: {same}")
+    if not same:
+        raise SystemExit("the pairs differ")
+
+
+def skew(count: int) -> None:
+    for skewed in (False, True):
+        compared, seconds, pairs = candidates_of(count, skewed=skewed)
+        if not skewed:
+            print(
+                f"\n3. {count:,} hashes, even: {compared:,} compared, {len(pairs):,} found, {seconds:.1f} s;", end=" "
+            )
+        else:
+            print(f"skewed: {compared:,} compared, {len(pairs):,} found, {seconds:.1f} s (CPU, one process)")
+
+
+def whole_pass(rows: int, folder: str) -> dict[str, Any]:
+    """Run the pass on a made-up run, in this process."""
+    from sote.cluster import session
+    from sote.data import pass_duplicates
+
+    work = _work(rows, Path(folder))
+    started = time.monotonic()
+    with session.connect():
+        begun = time.monotonic()
+        pass_duplicates.run(work)
+        seconds = time.monotonic() - begun
+    facts = [work.folder.rows("duplicates", shard).with_suffix(".parquet.done") for shard in range(work.shard_count())]
+    gone = sum(sum(json.loads(fact.read_text())["skips"].values()) for fact in facts)
+    return {"seconds": seconds, "with_ray": time.monotonic() - started, "gone": gone}
+
+
+def _work(rows: int, folder: Path) -> Any:
+    from sote.cluster.storage import RunFolder
+    from sote.data.recipe import CurateRecipe, Source
+    from sote.data.shards import Work
+
+    recipe = CurateRecipe(run=str(folder), sources=(Source(name="a", path="a"),), shard_rows=SHARD_ROWS)
+    return Work(recipe, RunFolder(folder), dict.fromkeys(("index", "decode", "score", "duplicates"), "same"))
+
+
+def make_run(rows: int, folder: Path) -> None:
+    """Write the columns of a run of which 30 % are copies: a third of these of the same pixels, the rest near."""
+    import pyarrow as pa
+
+    from sote.cluster import storage
+
+    work, rng = _work(rows, folder), np.random.default_rng(0)
+    tags = np.array([f"tag_number_{number}" for number in range(50_000)])
+    original = int(rows * 0.7)
+    shards = -(-rows // SHARD_ROWS)
+    storage.commit(work.index_marker, digest="same", shards=shards, rows=rows)
+    (folder / "rows" / "index").mkdir(parents=True, exist_ok=True)
+    order = np.random.default_rng(1).permutation(rows)
+    for shard in range(shards):
+        number = order[shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
+        of = np.where(number < original, number, (number * 2654435761) % original)
+        same = (number < original) | (number % 3 == 0)
+        size = len(number)
+        hashes, thumbs, pixels = (_noise(of, words) for words in (4, 96, 4))
+        near = np.flatnonzero(~same)
+        hashes[near, rng.integers(0, 32, len(near))] ^= 1
+        pixels[near] = _noise(number[near] + rows, 4)
+        names = pa.array(tags[rng.integers(0, len(tags), size * 30)])
+        _write(
+            work,
+            shard,
+            {
+                "id": pa.array([each.tobytes().hex() for each in _noise(number + 2 * rows, 4)]),
+                "pixel_id": pa.array([each.tobytes().hex() for each in pixels]),
+                "phash": pa.array([each.tobytes() for each in hashes], pa.binary(32)),
+                "thumb": pa.array([each.tobytes() for each in thumbs], pa.binary(768)),
+                "thumb_deviation": pa.array(np.full(size, 60, np.float32)),
+                "width": pa.array(rng.integers(900, 1500, size)),
+                "height": pa.array(rng.integers(900, 1500, size)),
+                "format": pa.array(["jpeg"] * size),
+                "bytes": pa.array(rng.integers(1 << 17, 1 << 21, size)),
+                "post_date": pa.array([f"{2005 + day % 20}-05-{day % 28 + 1:02}" for day in number.tolist()]),
+                "post_tags": pa.ListArray.from_arrays(np.arange(0, size * 30 + 1, 30, dtype=np.int32), names),
+                "aesthetic_score": pa.array(rng.random(size)),
+                "quality_score": pa.array(rng.random(size)),
+            },
+            size,
+        )
+
+
+def _noise(numbers: NDArray[np.int64], words: int) -> NDArray[np.uint8]:
+    """For each number 8 x `words` bytes that only depend on it."""
+    state = (numbers.astype(np.uint64)[:, None] << np.uint64(8)) + np.arange(words, dtype=np.uint64)
+    for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):  # splitmix64
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(factor)
+    return (state ^ (state >> np.uint64(31))).view(np.uint8)
+
+
+def _write(work: Any, shard: int, columns: dict[str, Any], size: int) -> None:
+    import pyarrow as pa
+
+    from sote.data import schema
+
+    for stage in ("index", "decode", "score"):
+        wanted = schema.written_by(stage)
+        filled = [
+            pa.array(np.arange(size, dtype=np.int32))
+            if field.name == "row"
+            else columns[field.name].cast(field.type)
+            if field.name in columns
+            else pa.nulls(size, field.type)
+            for field in wanted
+        ]
+        work.commit(stage, shard, pa.table(filled, schema=wanted), seconds=0.0)
+
+
+def the_pass(rows: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        make_run(rows, Path(folder))
+        found = measured("--pass", str(rows), "--folder", folder)
+    print(f"\n4. The pass on {rows:,} rows, {found['gone']:,} of them go: {found['seconds']:.1f} s", end=" ")
+    print(f"in shards of {SHARD_ROWS:,}, peak MiB {mib(found['peak'])}")
+
+
+def encodings(scenes_drawn: int) -> None:
+    from PIL import Image
+
+    from sote.data import scenes
+    from sote.data.czkawka import gradient_hash
+    from sote.data.hashes import phash
+
+    def distance(one: bytes, other: bytes) -> int:
+        return (int.from_bytes(one) ^ int.from_bytes(other)).bit_count()
+
+    def again(image: Image.Image, quality: int) -> Image.Image:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        return Image.open(buffer).convert("RGB")
+
+    caught: Counter[tuple[str, str]] = Counter()
+    for index in range(scenes_drawn):
+        image = scenes.paint(scenes.plan(3, index), scale=0.5)
+        half = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
+        for name, other in (("JPEG 90", again(image, 90)), ("JPEG 50", again(image, 50)), ("half size", half)):
+            caught["phash r8", name] += distance(phash(image), phash(other)) <= RADIUS
+            one, two = (gradient_hash(np.asarray(each)) for each in (image, other))
+            caught["czkawka r5", name] += distance(one, two) <= 5
+    print(f"\n5. Found of {scenes_drawn} drawn scenes after", end=" ")
+    print(
+        "; ".join(f"{name}, {hash_}: {count}" for (hash_, name), count in sorted(caught.items(), key=lambda i: i[0][1]))
+    )
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{os.cpu_count()} cores, {name}, numpy {np.__version__}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--rows", type=int, help="of the made-up run of 4; 1,000,000 if not given")
+    parser.add_argument("--search", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--pass", type=int, dest="passed", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.search:
+        print(json.dumps(search(given.search, given.way)))
+        return
+    if given.passed:
+        print(json.dumps(whole_pass(given.passed, given.folder)))
+        return
+    print(machine())
+    lines = growth(SMALL_SIZES if given.small else SIZES)
+    if not given.small:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "dedup.svg").write_text(plot(lines), encoding="utf-8")
+    exactness(10_000 if given.small else 100_000)
+    skew(30_000 if given.small else 1_000_000)
+    the_pass(given.rows or (20_000 if given.small else 1_000_000))
+    encodings(4 if given.small else 24)
+
+
+if __name__ == "__main__":
+    main()
