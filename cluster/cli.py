@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sote.cluster.errors import SoteError
+from sote.cluster.errors import SoteError, UserError
 
 if TYPE_CHECKING:
     from sote.cluster.recipe import Recipe
@@ -35,11 +35,17 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="the run folder")]
 
 
 class Format(StrEnum):
-    """The layouts that a checkpoint can be exported in."""
+    """The layouts that a checkpoint can be exported in, and those of a dataset."""
 
     diffusers = "diffusers"
     comfyui = "comfyui"
     unet = "unet"
+    kohya = "kohya"
+    kohya_json = "kohya-json"
+    kohya_jsonl = "kohya-jsonl"
+    webdataset = "webdataset"
+    imagefolder = "imagefolder"
+    parquet = "parquet"
 
 
 class Door:
@@ -121,11 +127,22 @@ def export(
     run: RunPath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the folder to write to")],
     form: Annotated[Format, typer.Option("--format", help="the layout to write")] = Format.diffusers,
+    chosen: Annotated[
+        str | None, typer.Option("--set", metavar="NAME", help="of a dataset: only the rows of this set")
+    ] = None,
 ) -> None:
-    """Newest checkpoint -> published weights, fp16 safetensors."""
-    from sote.train import export as exports
+    """Newest checkpoint -> published weights, fp16 safetensors; or picked rows -> a dataset for other trainers."""
+    from sote.data import exports as datasets
 
-    for path in exports.export(run, out, form.value):
+    if form.value in datasets.FORMATS:
+        written = datasets.export(run, out, form.value, chosen=chosen)
+    else:
+        from sote.train import export as exports
+
+        if chosen is not None:
+            raise UserError(f"--set {chosen}: weights have no sets; name a dataset's --format, or leave it out")
+        written = exports.export(run, out, form.value)  # type: ignore[arg-type]  # the forms that are left
+    for path in written:
         print(path)
 
 

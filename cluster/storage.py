@@ -226,7 +226,7 @@ def _held(path: Path, verb: str) -> Iterator[None]:
 
 def _sweep(folder: RunFolder) -> None:
     """Take away the temporary files that killed processes left; those of living ones stay."""
-    for pattern in (".*.tmp", "rows/*/.*.tmp", "latents/*/.*.tmp"):
+    for pattern in (".*.tmp", "rows/*/.*.tmp", "latents/*/.*.tmp", "latents/vqgan/*/.*.tmp"):
         for path in folder.root.glob(pattern):
             if not Path(f"/proc/{path.name.split('.')[-2]}").exists():
                 path.unlink(missing_ok=True)

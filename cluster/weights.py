@@ -153,6 +153,15 @@ KNOWN: tuple[Weights, ...] = (
         bytes=81_500_000,
     ),
     Weights(
+        key="stable-cascade-vqgan",
+        what="vqgan (Stage A) alone, for the latents of the decoder's set",
+        repo="stabilityai/stable-cascade",
+        revision="a89f66d459ae653e3b4d4f992a7c3789d0dc4d16",
+        files=("vqgan/config.json", "vqgan/diffusion_pytorch_model.safetensors"),
+        licence=STABILITY,
+        bytes=None,
+    ),
+    Weights(
         key="stable-cascade-prior",
         what="prior (Stage C) with text encoder",
         repo="stabilityai/stable-cascade-prior",

@@ -66,7 +66,7 @@ def models_of(recipe: CurateRecipe) -> Models:
         aesthetic=weights.locate(recipe.score.aesthetic, field="score.aesthetic"),
         quality_clip=weights.locate(recipe.score.quality_clip, field="score.quality_clip"),
         quality_head=weights.locate(recipe.score.quality_head, field="score.quality_head"),
-        tagger=weights.locate(recipe.tag.tagger, field="tag.tagger"),
+        tagger=weights.locate(recipe.tag.tagger, field="tag.tagger", layouts=weights.tagger_layouts(recipe.tag.engine)),
         score=recipe.score,
         tag=recipe.tag,
     )

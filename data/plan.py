@@ -56,7 +56,6 @@ def check(recipe: CurateRecipe, *, stage: str | None = None) -> dict[str, Path]:
         "score.aesthetic": recipe.score.aesthetic,
         "score.quality_clip": recipe.score.quality_clip,
         "score.quality_head": recipe.score.quality_head,
-        "tag.tagger": recipe.tag.tagger,
     }
     if recipe.text is not None:
         reader_http.check(recipe.text)  # asks nobody where no url is named
@@ -66,7 +65,9 @@ def check(recipe: CurateRecipe, *, stage: str | None = None) -> dict[str, Path]:
         named["latents.encoder"] = recipe.latents.encoder
         if recipe.latents.vqgan is not None:
             named["latents.vqgan"] = recipe.latents.vqgan
-    return {field: weights.locate(reference, field=field) for field, reference in named.items()}
+    layouts = weights.tagger_layouts(recipe.tag.engine)
+    found = {"tag.tagger": weights.locate(recipe.tag.tagger, field="tag.tagger", layouts=layouts)}
+    return found | {field: weights.locate(reference, field=field) for field, reference in named.items()}
 
 
 def plan(recipe: CurateRecipe) -> Plan:

@@ -12,6 +12,7 @@ from sote.cluster.recipe import Part, Recipe
 SourceKind = Literal["image board", "pixiv", "visual novel", "wallpaper", "plain"]
 DateRule = Literal["sidecar", "folder"]
 Dtype = Literal["float32", "bfloat16"]
+VQGAN_STRIDE = 4  # pixels of a cell of Stage A's latents
 KeepKey = Literal["size", "lossless", "score", "bytes", "metadata", "date"]
 
 
@@ -163,6 +164,8 @@ class LatentsPart(Part):
     def _step_fits(self) -> Self:
         if self.bucket_step > self.resolution:
             raise ValueError(f"bucket_step must be at most resolution ({self.resolution})")
+        if self.vqgan is not None and self.bucket_step % VQGAN_STRIDE:
+            raise ValueError(f"bucket_step must be a multiple of {VQGAN_STRIDE} for the latents of vqgan")
         return self
 
 

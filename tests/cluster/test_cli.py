@@ -127,3 +127,15 @@ def test_a_full_disk_is_said_in_one_line_and_is_no_fault_of_the_input(
 def in_place(path: Path) -> Iterator[Path]:
     """A write without a temporary file, so that the device behind the link is written to."""
     yield path
+
+
+def test_weights_have_no_sets(sote: Command, tmp_path: Path) -> None:
+    code, _, err = sote("export", str(tmp_path), str(tmp_path / "out"), "--set", "final")
+    assert (code, err) == (2, "sote: --set final: weights have no sets; name a dataset's --format, or leave it out\n")
+
+
+def test_a_dataset_is_exported_from_a_run_folder_only(sote: Command, tmp_path: Path) -> None:
+    code, _, err = sote("export", str(tmp_path / "none"), str(tmp_path / "out"), "--format", "kohya")
+    assert code == 2
+    assert str(tmp_path / "none") in err
+    assert err.count("\n") == 1
