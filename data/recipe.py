@@ -94,6 +94,12 @@ class TagPart(Part):
     compile: bool = False
     max_difference: float = Field(default=0.02, gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _engine_has_it(self) -> Self:
+        if self.dtype == "bfloat16" and self.engine not in ("auto", "torch", "tensorrt"):
+            raise ValueError(f"engine {self.engine!r} computes in float32; for bfloat16 name torch or tensorrt")
+        return self
+
 
 class TextPart(Part):
     """Reading of text, on rows tagged `english_text` only; left out, nothing is read.

@@ -98,6 +98,8 @@ def tree_lines(text: str) -> Iterator[str]:
     folder = ""
     for line in block.group(1).splitlines():
         name = line.split()[0]
+        if name == "#":  # a heading among the files
+            continue
         if not line.startswith(" "):
             folder = name if name.endswith("/") else ""
             if folder:
