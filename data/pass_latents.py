@@ -82,8 +82,7 @@ def run(work: Work) -> None:
     part = work.recipe.latents
     if part is None:
         for shard in pending:
-            rows = [{"row": row} for row in range(work.rows_in(shard))]
-            work.commit(STAGE, shard, shards.table_of(STAGE, rows), seconds=0.0)
+            work.commit(STAGE, shard, shards.blank(STAGE, work.rows_in(shard)), seconds=0.0)
         return
     started, parts = time.monotonic(), defaultdict[int, list[Batch]](list)
     with logs.progress("latents", sum(work.rows_in(shard) for shard in pending)) as advance:

@@ -7,35 +7,27 @@ Kind: wiring.
 """
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sote.cluster import logs, recipe, session, storage
+from sote.cluster import recipe, session, storage
 from sote.cluster.errors import RunFailed, SourceError
 from sote.cluster.storage import RunFolder
 from sote.data import (
     catalogue,
     decode,
-    dedup,
     index,
     pass_captions,
+    pass_duplicates,
     pass_latents,
     pass_pixels,
     pass_text,
-    schema,
-    shards,
 )
 from sote.data.caption_profile import load_profile
 from sote.data.catalogue import Count
 from sote.data.recipe import CurateRecipe
-from sote.data.shards import Row, Work
-
-SCORES = ("aesthetic", "quality")
+from sote.data.shards import Work
 
 
 @dataclass(frozen=True)
@@ -127,62 +119,12 @@ def _index(work: Work) -> None:
     storage.commit(work.index_marker, digest=work.digests["index"], shards=count, rows=rows)
 
 
-def _duplicates(work: Work) -> None:
-    """Find near-duplicates over all shards at once, then commit shard by shard."""
-    started = time.monotonic()
-    columns = ("row", "id", "pixel_id", "phash", "thumb", "width", "height", "format", "bytes", "post_date")
-    inherited = ("post_characters", "post_series", "post_tags")
-    scores = ("aesthetic_score", "quality_score", "index_error", "decode_error", "decode_skip", "index_skip")
-    with logs.progress("duplicates", work.row_count()) as advance:
-        rows: list[Row] = []
-        for shard in range(work.shard_count()):
-            rows += [row | {"shard": shard} for row in work.read(shard, (*columns, *inherited, *scores))]
-        sound = [row for row in rows if row["phash"] is not None and not any(row[name] for name in scores[2:])]
-        for row in rows:
-            row |= {"date": row["post_date"], "characters": row["post_characters"], "series": row["post_series"]}
-            row |= {"sidecar_tags": row["post_tags"], "year": int(row["date"][:4]) if row["date"] else None}
-        grouping = dedup.groups(_candidates(sound), part=work.recipe.duplicates)
-        for at, row in enumerate(sound):
-            if grouping.group[at] >= 0:
-                row["duplicate_group"] = int(grouping.group[at])
-                row["keeper"] = sound[int(grouping.keeper[at])]["id"]
-                row["duplicate_distance"] = int(grouping.distance[at])
-            reason = grouping.reason[at]
-            row["duplicates_skip"] = f"duplicates: {reason}" if reason else None
-        seconds = (time.monotonic() - started) / max(work.shard_count(), 1)
-        for shard, group in itertools.groupby(rows, key=lambda row: int(row["shard"])):
-            members = list(group)
-            if not work.is_committed("duplicates", shard):
-                work.commit("duplicates", shard, shards.table_of("duplicates", members), seconds=seconds)
-            advance(len(members))
-
-
-def _candidates(rows: list[Row]) -> dedup.Candidates:
-    """Sound rows as the columns that duplicates are found by. A score that is missing is NaN."""
-    score = [[math.nan if row[f"{name}_score"] is None else row[f"{name}_score"] for name in SCORES] for row in rows]
-    return dedup.Candidates(
-        id=[row["id"] for row in rows],
-        pixel_id=[row["pixel_id"] for row in rows],
-        phash=_matrix([row["phash"] for row in rows], width=schema.HASH_BYTES),
-        thumb=_matrix([row["thumb"] for row in rows], width=schema.THUMB_BYTES),
-        pixels=np.array([row["width"] * row["height"] for row in rows], dtype=np.int64),
-        bytes=np.array([row["bytes"] for row in rows], dtype=np.int64),
-        lossless=np.array([row["format"] in dedup.LOSSLESS for row in rows], dtype=np.bool_),
-        score=np.array(score, dtype=np.float32).reshape(-1, len(SCORES)).sum(axis=1),
-        date=[row["post_date"] for row in rows],
-    )
-
-
-def _matrix(cells: list[bytes], *, width: int) -> NDArray[np.uint8]:
-    return np.frombuffer(b"".join(cells), dtype=np.uint8).reshape(-1, width)
-
-
 STAGES: tuple[Stage, ...] = (
     Stage("index", ("sources", "shard_rows"), _index),
     Stage("decode", ("decode", "slice_rows"), pass_pixels.run),
     Stage("score", ("score",), pass_pixels.run),
     Stage("tag", ("tag",), pass_pixels.run),
-    Stage("duplicates", ("duplicates",), _duplicates),
+    Stage("duplicates", ("duplicates",), pass_duplicates.run),
     Stage("text", ("text",), pass_text.run),
     Stage("caption", ("caption",), pass_captions.run),
     Stage("select", ("select",), pass_captions.run),

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sote.cluster import devices, weights
 from sote.cluster.errors import RecipeError
-from sote.data import caption, costs, index, reader_http
+from sote.data import caption, costs, index, reader_http, selection
 from sote.data.costs import Hours, Machine
 from sote.data.recipe import CurateRecipe
 
@@ -51,6 +51,7 @@ def check(recipe: CurateRecipe, *, stage: str | None = None) -> dict[str, Path]:
     index.check_all(recipe.sources)
     for source in recipe.sources:
         caption.check_source(source, profile)
+    selection.check(recipe.select, profile)
     machine_of(recipe)
     named = {
         "score.aesthetic": recipe.score.aesthetic,

@@ -3,7 +3,7 @@
 Kind: pure.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -152,7 +152,17 @@ class SelectPart(Part):
     best_quality_score: float = Field(default=0.98, ge=0, le=1)
     best_most: int | None = Field(default=None, ge=1)
     best_repeat: int = Field(default=5, ge=1)
-    sets: dict[str, SetPart] = Field(default_factory=dict)
+    sets: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")], SetPart] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _best_are_picked(self) -> Self:
+        for name in ("aesthetic", "quality"):
+            least, best = getattr(self, f"min_{name}_score"), getattr(self, f"best_{name}_score")
+            if least is not None and best < least:
+                raise ValueError(
+                    f"best_{name}_score {best} is below min_{name}_score {least}: the best would not be picked"
+                )
+        return self
 
 
 class LatentsPart(Part):

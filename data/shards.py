@@ -25,6 +25,7 @@ from sote.cluster.logs import Metrics
 from sote.cluster.recipe import digest_of
 from sote.cluster.storage import RunFolder
 from sote.data import schema
+from sote.data.columns import read_columns
 from sote.data.recipe import CurateRecipe
 
 pc: Any = pyarrow.compute  # its stubs lack overloads that are used here
@@ -75,12 +76,15 @@ class Work:
         new captions alone do not undo them."""
         if stage != "latents":
             return self.digests[stage]
-        rows = self.read(shard, ("select_repeat", "sets"))
-        picks = [row["select_repeat"] > 0 for row in rows]
         part = self.recipe.latents
-        if part is None or part.vqgan is None:
+        if part is None:
+            return self.digests[stage]
+        found = read_columns(self.folder, shard, ("select_repeat", "sets"))
+        picks = pc.greater(found["select_repeat"], 0).to_pylist()
+        if part.vqgan is None:
             return digest_of([self.digests[stage], picks])
-        return digest_of([self.digests[stage], picks, [part.vqgan_set in (row["sets"] or ()) for row in rows]])
+        sets = found["sets"].to_pylist()
+        return digest_of([self.digests[stage], picks, [part.vqgan_set in (names or ()) for names in sets]])
 
     def rows_in(self, shard: int) -> int:
         return int(pq.read_metadata(self.folder.rows("index", shard)).num_rows)
@@ -117,14 +121,7 @@ class Work:
 
 def read_rows(folder: RunFolder, shard: int, columns: Iterable[str]) -> list[Row]:
     """The rows of one shard with the named columns, joined over the stages that write them."""
-    by_stage: dict[str, list[str]] = {}
-    for name in columns:
-        by_stage.setdefault(schema.BY_NAME[name].stage, []).append(name)
-    rows: list[Row] = []
-    for stage, names in by_stage.items():
-        found = pq.read_table(folder.rows(stage, shard), columns=names).to_pylist()
-        rows = [old | new for old, new in zip(rows, found, strict=True)] if rows else found
-    return rows
+    return read_columns(folder, shard, columns).to_pylist()
 
 
 def table_of(stage: str, rows: Sequence[Row]) -> pa.Table:
@@ -132,6 +129,13 @@ def table_of(stage: str, rows: Sequence[Row]) -> pa.Table:
     wanted = schema.written_by(stage)
     columns = {field.name: pa.array([row.get(field.name) for row in rows], type=field.type) for field in wanted}
     return pa.table(columns, schema=wanted)
+
+
+def blank(stage: str, rows: int) -> pa.Table:
+    """What a stage writes that has nothing to say of any row."""
+    wanted = schema.written_by(stage)
+    columns = [pa.nulls(rows, field.type) for field in wanted]
+    return pa.table([pa.array(np.arange(rows), pa.int32()), *columns[1:]], schema=wanted)
 
 
 def to_bytes(table: pa.Table) -> bytes:

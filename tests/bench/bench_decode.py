@@ -16,12 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # as a Decoder does
+
 import numpy as np
-from PIL import Image
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import torch
+from PIL import Image
 
 from sote.data import decode, scenes
 from sote.data.decoder import Decoder
