@@ -7,6 +7,8 @@ Shapes: G rows that go.
 Kind: pure.
 """
 
+import functools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,12 @@ Numbers = NDArray[np.int32]
 
 
 class Names:
-    """One column of lists of names, row by row, of which some are asked for at a time."""
+    """One column of lists of names, row by row, of which some are asked for once all are added."""
 
     def __init__(self) -> None:
         self._number: dict[str, int] = {}
         self._pieces: list[Numbers] = [np.empty(0, np.int32)]
         self._lengths: list[Numbers] = [np.empty(0, np.int32)]
-        self._ends: Ints | None = None
-        self._names: list[str] = []
 
     def add(self, lists: Any) -> None:
         """Add rows: an Arrow array of lists of strings, in which null is as good as empty."""
@@ -33,17 +33,32 @@ class Names:
         number = [self._number.setdefault(name, len(self._number)) for name in encoded.dictionary.to_pylist()]
         self._pieces.append(np.array(number, np.int32)[encoded.indices.to_numpy()])
         self._lengths.append(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False))
-        self._ends = None
+
+    @functools.cached_property
+    def lengths(self) -> Numbers:
+        """How many names each row has."""
+        return np.concatenate(self._lengths)
 
     def of(self, rows: Ints) -> list[str]:
         """The names of these rows, one after the other."""
-        if self._ends is None:
-            self._pieces, self._lengths = [np.concatenate(self._pieces)], [np.concatenate(self._lengths)]
-            self._ends, self._names = np.cumsum(self._lengths[0], dtype=np.int64), list(self._number)
-        ends, lengths, numbers = self._ends, self._lengths[0], self._pieces[0]
+        ends, lengths = self._ends, self.lengths
         return [
-            self._names[number] for row in rows for number in numbers[ends[row] - lengths[row] : ends[row]].tolist()
+            self._names[number]
+            for row in rows.tolist()
+            for number in self._numbers[ends[row] - lengths[row] : ends[row]].tolist()
         ]
+
+    @functools.cached_property
+    def _numbers(self) -> Numbers:
+        return np.concatenate(self._pieces)
+
+    @functools.cached_property
+    def _ends(self) -> Ints:
+        return np.cumsum(self.lengths, dtype=np.int64)
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        return list(self._number)
 
 
 class Inheritance:
@@ -59,8 +74,28 @@ class Inheritance:
         for column, names in self._names.items():
             names.add(columns[column])
 
-    def merged(self, column: str, keeper: int, own: list[str] | None) -> list[str] | None:
-        """The keeper's own names, then those that others bring, each once; `own` if nobody brings any."""
-        first, last = np.searchsorted(self._keeper, [keeper, keeper + 1])
-        brought = self._names[column].of(self._order[first:last])
-        return list(dict.fromkeys([*(own or []), *brought])) or own
+    def heirs(self, column: str, keepers: Ints) -> NDArray[np.bool_]:
+        """To which of these keepers somebody brings a name."""
+        brought = self._brought[column]
+        first, last = self._places(keepers)
+        return brought[last] > brought[first]
+
+    def merged(self, column: str, keepers: Ints, own: Iterable[list[str] | None]) -> list[list[str]]:
+        """For each keeper its own names, then those that others bring, each once."""
+        places = zip(*self._places(keepers), own, strict=True)
+        names = self._names[column]
+        return [
+            list(dict.fromkeys([*(mine or []), *names.of(self._order[first:last])])) for first, last, mine in places
+        ]
+
+    @functools.cached_property
+    def _brought(self) -> dict[str, Ints]:
+        """Of each column, how many names are brought by all before each place of the order."""
+        return {
+            column: np.cumsum(np.append(0, names.lengths[self._order]), dtype=np.int64)
+            for column, names in self._names.items()
+        }
+
+    def _places(self, keepers: Ints) -> tuple[Ints, Ints]:
+        wanted = keepers.astype(self._keeper.dtype)  # of one type, or all would be converted at every search
+        return np.searchsorted(self._keeper, wanted), np.searchsorted(self._keeper, wanted, side="right")

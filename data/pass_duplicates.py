@@ -121,9 +121,10 @@ def _table(work: Work, shard: int, found: _Found) -> pa.Table:
     columns["date"] = _patched(own["post_date"], changed, pa.array(dates, pa.string()))
     kept = np.flatnonzero(keeper == np.arange(start, end))
     for name, column in LISTS.items():
-        lists = zip(kept.tolist(), own[column].take(pa.array(kept)).to_pylist(), strict=True)
-        merged = [found.inheritance.merged(name, start + place, names) for place, names in lists]
-        columns[name] = _patched(own[column], kept, pa.array(merged, own[column].type))
+        heirs = kept[found.inheritance.heirs(name, start + kept)]
+        lists = own[column].take(pa.array(heirs)).to_pylist()
+        merged = found.inheritance.merged(name, start + heirs, lists)
+        columns[name] = _patched(own[column], heirs, pa.array(merged, own[column].type))
     return pa.table(columns)
 
 
