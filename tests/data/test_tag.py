@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from pydantic import ValidationError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
 
 from sote.cluster import devices
 from sote.cluster.devices import Device
-from sote.cluster.errors import RecipeError, RunFailed, WeightsError
+from sote.cluster.errors import RunFailed, WeightsError
 from sote.data.recipe import TagPart
 from sote.data.tag import Tagger, engine_name, input_side
 
