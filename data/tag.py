@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sote.cluster import devices
 from sote.cluster.devices import INSTALL, Device
-from sote.cluster.errors import RecipeError, RunFailed, WeightsError
+from sote.cluster.errors import RunFailed, WeightsError
 from sote.data import fitting, gate
 from sote.data.recipe import CurateRecipe, TagPart
 from sote.data.schema import RATINGS, TAG_FLOOR
@@ -183,8 +183,6 @@ def input_side(folder: Path) -> int:
 def engine_name(folder: Path, *, part: TagPart, device: Device) -> str:
     """The recipe's engine, or what "auto" means for the device and the files of the folder."""
     if part.engine != "auto":
-        if part.dtype != "float32" and part.engine not in NARROW:
-            raise RecipeError(f"tag.dtype: engine {part.engine} computes in float32; for {part.dtype} name torch")
         return part.engine
     has_onnx, has_torch = (folder / MODEL).is_file(), all((folder / name).is_file() for name in TORCH_FILES)
     if not has_onnx and not has_torch:
