@@ -15,6 +15,7 @@ from rich.text import Text
 
 from sote.cluster import devices, weights
 from sote.cluster.errors import RecipeError
+from sote.cluster.page import duration
 from sote.data import caption, costs, index, reader_http, selection
 from sote.data.costs import Hours, Machine
 from sote.data.recipe import CurateRecipe
@@ -149,22 +150,26 @@ def render(plan: Plan) -> RenderableType:
     devices_said = ", ".join(f"{count} x {name}" for name, count in machine.devices.items()) or "no accelerator"
     whose = "the recipe's machine" if plan.named else "this machine"
     work = Table(
-        "pass", "hours", "CPU cores", "accelerators", "binds", title=f"{whose}: {machine.cores} cores, {devices_said}"
+        "pass", "time", "CPU cores", "accelerators", "binds", title=f"{whose}: {machine.cores} cores, {devices_said}"
     )
     for hours in plan.hours:
         alone = not machine.devices
-        both = (f"{hours.cores:.2f}", "" if alone else f"{hours.devices:.2f}")
-        work.add_row(hours.what, f"{hours.hours:.2f}", *both, hours.binds)
+        both = (_time(hours.cores), "" if alone else _time(hours.devices))
+        work.add_row(hours.what, _time(hours.hours), *both, hours.binds)
     total = sum(hours.hours for hours in plan.hours)
     longest = max(plan.hours, key=lambda hours: hours.hours)
     workers = sum(machine.devices.values()) or 1
     says = Text(
-        f"{total:.2f} hours in all; {longest.binds} bind in {longest.what}. Workers: {machine.cores} cores decode, "
+        f"{_time(total)} in all; {longest.binds} bind in {longest.what}. Workers: {machine.cores} cores decode, "
         f"{workers} {'for each accelerator' if machine.devices else 'on the cores'} run the models. Memory: up to "
-        f"{plan.memory_bytes / 1e9:.1f} GB for pictures in flight, besides the models. Hours are arithmetic for the "
+        f"{plan.memory_bytes / 1e9:.1f} GB for pictures in flight, besides the models. Times are arithmetic for the "
         "full-size models (sote/data/costs.py), not a measurement."
     )
     found = Table("field", "weights", title="weights")
     for field, path in plan.weights.items():
         found.add_row(field, str(path))
     return Group(table, work, says, found)
+
+
+def _time(hours: float) -> str:
+    return duration(hours * costs.SECONDS_AN_HOUR)
