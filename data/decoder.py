@@ -35,6 +35,9 @@ from sote.data.recipe import DecodePart
 START_SECONDS = 600.0  # a keeper loads torch, perhaps from a slow disk of the network
 END_SECONDS = 10.0  # what is there so long after it was killed waits for a disk, and is left to itself
 TRIES = 3  # of a row whose worker ended before it had read the row's file, which is not that file's fault
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+# glibc's mallopt(3): arrays of a picture's size come from memory that the last picture used, without page faults
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 28)}
 LOG_BYTES = 4000  # of what a process printed before it failed
 REQUEST = ("uri", "offset", "bytes", "index_skip", "index_error")  # what decode.py reads of a row
 
@@ -224,8 +227,7 @@ class _Keeper:
 
 def _environment() -> dict[str, str]:
     """Of the processes: they import what this process can import, and one picture is decoded on one core."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return os.environ | threads | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return os.environ | ONE_THREAD | KEEP_MEMORY | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def _end(process: "subprocess.Popen[bytes]", channel: socket.socket, log: int) -> None:

@@ -87,16 +87,21 @@ def _weights(length: int) -> list[tuple[int, NDArray[Any]]]:
     centres = (np.arange(SMALL_SIDE) + 0.5) * scale
     first = np.maximum(centres - REACH * stretch + 0.5, 0).astype(np.int64)
     last = np.minimum(centres + REACH * stretch + 0.5, length).astype(np.int64)
+    places = first[:, None] + np.arange((last - first).max())
+    away = (places - centres[:, None] + 0.5) / stretch
+    seen = (places < last[:, None]) & (away >= -REACH) & (away < REACH)
+    curve = np.sinc(away) * np.sinc(away / REACH) * seen
+    exact = curve / curve.sum(axis=1, keepdims=True) * (1 << WEIGHT_BITS)
+    whole = np.trunc(exact + np.copysign(0.5, exact)).astype(np.int64)
+    upper = (whole + (1 << CUT_BITS - 1)) >> CUT_BITS
+    halves = np.stack([upper, whole - (upper << CUT_BITS)])
     kind = np.float32 if length <= MOST_FLOAT32 else np.float64
     parts = []
     for at in range(0, SMALL_SIDE, COLUMNS):
-        group = slice(at, at + COLUMNS)
-        places = np.arange(first[at], last[group][-1])[:, None]
-        away = (places - centres[group] + 0.5) / stretch
-        seen = (places >= first[group]) & (places < last[group]) & (away >= -REACH) & (away < REACH)
-        curve = np.where(seen, np.sinc(away) * np.sinc(away / REACH), 0)
-        exact = curve / curve.sum(axis=0) * (1 << WEIGHT_BITS)
-        whole = np.trunc(exact + np.copysign(0.5, exact)).astype(np.int64)
-        upper = (whole + (1 << CUT_BITS - 1)) >> CUT_BITS
-        parts.append((int(first[at]), np.hstack([upper, whole - (upper << CUT_BITS)]).astype(kind)))
+        start, end = first[at], places[at + COLUMNS - 1, -1] + 1
+        part = np.zeros((min(end, length) - start, 2, COLUMNS), kind)
+        for column in range(COLUMNS):
+            reach = slice(first[at + column] - start, last[at + column] - start)
+            part[reach, :, column] = halves[:, at + column, : reach.stop - reach.start].T
+        parts.append((int(start), part.reshape(len(part), 2 * COLUMNS)))
     return parts
