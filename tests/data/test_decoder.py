@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("pictures")
     scenes.paint(scenes.plan(1, 3), scale=0.3).save(made / "a.png")
     Image.new("L", (7500, 7500), 7).save(made / "large.png", compress_level=1)
-    (made / "swells.png").write_bytes(scenes._png(17_000, 17_000, bits=8, colour=2, rows=b""))  # 4 bytes a pixel
+    (made / "swells.png").write_bytes(scenes._png(290_000_000, 1, bits=8, colour=2, rows=b""))  # 4 bytes a pixel
     return made
 
 
@@ -151,7 +151,7 @@ def test_a_picture_that_needs_too_much_memory_costs_its_row(decoder: Decoder, fo
     decoder.slice([row(folder / "a.png")])
     worker = decoder.worker
     found = decoder.slice([row(folder / "swells.png"), row(folder / "a.png")])[0]
-    assert (found[0]["decode_error"], found[0]["width"]) == ("decode: not enough memory to decode it", 17_000)
+    assert (found[0]["decode_error"], found[0]["width"]) == ("decode: not enough memory to decode it", 290_000_000)
     assert found[0]["id"] == hashlib.sha256((folder / "swells.png").read_bytes()).hexdigest()
     assert found[1]["sound"]
     assert decoder.worker == worker  # it was told so in time, and lives
