@@ -20,8 +20,11 @@ from tests.conftest import Demo
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head and two nodes without an accelerator that join the pool of them, one called slow and one fast."""
+def cluster(demo: Demo) -> Iterator[Cluster]:
+    """A head and two nodes without an accelerator that join the pool of them, one called slow and one fast.
+
+    It starts when the demo is done, for both would want the machine's cores.
+    """
     store = {"object_store_memory": 300_000_000, "include_dashboard": False}
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **store})
     for speed in ("slow", "fast"):
