@@ -23,7 +23,8 @@ from sote.data.inherited import Inheritance
 from sote.data.shards import Work
 
 STAGE = "duplicates"
-# Different hashes; fewer are compared by one core before Ray's workers have started (tests/bench/bench_dedup.py)
+# Different hashes from which on Ray's workers, which take 3 s to start, are worth it: one core compares a million even
+# ones in 1 s, but skewed ones in 10 s (tests/bench/bench_dedup.py)
 RAY_ROWS = 1_000_000
 TASK_RETRIES = 5  # of a band whose worker or node was lost
 
