@@ -9,6 +9,7 @@ Kind: pure, but for files.
 
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -146,17 +147,19 @@ def survey(folder: RunFolder, limits: Limits) -> Survey:
     """
     refuse_other_version(folder)
     found, chosen, start = Survey(limits), _Chosen(limits), 0
-    with pq.ParquetFile(folder.catalogue) as file:
+    with ThreadPoolExecutor(1) as beside, pq.ParquetFile(folder.catalogue) as file:
+        tags = beside.submit(
+            count_tags,
+            folder.catalogue,
+            general_threshold=limits.general_threshold,
+            character_threshold=limits.character_threshold,
+        )
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(COUNTED)):
             table = pa.Table.from_batches([batch])
             places = pa.array(np.arange(start, start + table.num_rows))
             _add(found, chosen, table.append_column(AT, places))
             start += table.num_rows
-    found.tags = count_tags(
-        folder.catalogue,
-        general_threshold=limits.general_threshold,
-        character_threshold=limits.character_threshold,
-    )
+        found.tags = tags.result()
     chosen.fill(found, folder)
     return found
 

@@ -9,6 +9,7 @@ Kind: pure, but for files.
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sote.data.ahead import in_order
 from sote.data.words import float32
 
 # read as dictionaries: a tenth of the time of reading 480 million strings
@@ -60,9 +62,9 @@ def count_tags(
     """
     tally = _Tally(_floor(general_threshold), _floor(character_threshold))
     with pq.ParquetFile(catalogue, read_dictionary=DICTIONARIES) as file:
-        for group in range(file.num_row_groups):
-            column = file.read_row_group(group, columns=["tags"])["tags"]
-            for chunk in column.chunks:
+        read = partial(file.read_row_group, columns=["tags"])
+        for table in in_order(read, range(file.num_row_groups), threads=1, ahead=2):
+            for chunk in table["tags"].chunks:
                 tally.add(chunk)
     return tally.result(most_pairs)
 
