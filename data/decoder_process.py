@@ -35,6 +35,7 @@ MESSAGE_BYTES = 1 << 17  # more than any uri
 BINARY = ("phash", "thumb", "czkawka")  # columns of bytes, which JSON does not have
 WATCH_MILLISECONDS = 1000
 DIE_WITH_PARENT = 1  # prctl(2), PR_SET_PDEATHSIG
+LOWEST = 19  # nice(2): models that compute on the same cores go first, for half a core is of little use to them
 
 Arrays = dict[str, NDArray[np.uint8]]
 
@@ -123,6 +124,7 @@ def _bind(keeper: int, rule: DecodePart) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != keeper:
         sys.exit()
+    os.nice(LOWEST)
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     kib = {name: int(value.split()[0]) for name, value in (line.split(":", 1) for line in lines) if "kB" in value}
     most = kib["VmData"] * 1024 + max(rule.max_memory_bytes - kib["VmRSS"] * 1024, 0)
