@@ -1,6 +1,6 @@
 """What a curation will take, before it starts: every user error found, files counted, hours for each pass.
 
-Kind: pure, but for looking at files.
+Kind: wiring.
 """
 
 import math
@@ -16,7 +16,7 @@ from rich.text import Text
 from sote.cluster import devices, weights
 from sote.cluster.errors import RecipeError
 from sote.cluster.page import duration
-from sote.data import caption, costs, index, reader_http, selection
+from sote.data import caption, costs, index, reader_http, selection, tag
 from sote.data.costs import Hours, Machine
 from sote.data.recipe import CurateRecipe
 
@@ -69,6 +69,7 @@ def check(recipe: CurateRecipe, *, stage: str | None = None) -> dict[str, Path]:
             named["latents.vqgan"] = recipe.latents.vqgan
     layouts = weights.tagger_layouts(recipe.tag.engine)
     found = {"tag.tagger": weights.locate(recipe.tag.tagger, field="tag.tagger", layouts=layouts)}
+    tag.check(found["tag.tagger"])
     return found | {field: weights.locate(reference, field=field) for field, reference in named.items()}
 
 

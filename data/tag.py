@@ -167,6 +167,12 @@ class Tagger:
         return gate.difference(found_BT, reference_BT, limit=limit, what=what)
 
 
+def check(folder: Path) -> None:
+    """Raise WeightsError in one line if a folder's files cannot be a tagger's; reads no weights."""
+    read_labels(_file(folder, LABELS))
+    input_side(folder)
+
+
 def input_side(folder: Path) -> int:
     """The side in pixels of the square that the tagger takes; reads no weights."""
     if (folder / MODEL).is_file():

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sote.cluster.errors import RecipeError
+from sote.cluster.errors import RecipeError, WeightsError
 from sote.data import plan
-from sote.data.recipe import CurateRecipe, LatentsPart, Source, WorkPart
+from sote.data.recipe import CurateRecipe, LatentsPart, Source, TagPart, WorkPart
 
 
 def recipe(**changes: object) -> CurateRecipe:
@@ -33,6 +33,18 @@ def test_cores_alone_mean_a_machine_without_accelerators() -> None:
 def test_an_unknown_device_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(RecipeError, match=r"work\.devices: 'Abacus' is no device with a known peak; known: H200"):
         plan.machine_of(recipe(work=WorkPart(devices={"Abacus": 1})))
+
+
+def test_a_tagger_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.jpg").write_bytes(b"")
+    tagger = tmp_path / "tagger"
+    tagger.mkdir()
+    (tagger / "selected_tags.csv").write_text("name,count\nsolo,1\n")
+    (tagger / "model.onnx").write_bytes(b"no model")
+    sources = (Source(name="mine", path=str(tmp_path / "pictures")),)
+    with pytest.raises(WeightsError, match=r"selected_tags\.csv: expected columns"):
+        plan.check(recipe(sources=sources, tag=TagPart(tagger=str(tagger))))
 
 
 def test_the_plan_names_the_resource_that_binds(tmp_path: Path) -> None:
