@@ -23,12 +23,6 @@ from sote.data import gate
 from sote.data.fitting import Pieces
 from sote.data.pretrained import compiled, exact_float32, pick_named
 from sote.data.recipe import CurateRecipe, ScorePart
-from sote.data.score_files import CLIP_FILES as CLIP_FILES
-from sote.data.score_files import CLIP_MEAN as CLIP_MEAN
-from sote.data.score_files import CLIP_STD as CLIP_STD
-from sote.data.score_files import HEAD_FILE as HEAD_FILE
-from sote.data.score_files import Preparation as Preparation
-from sote.data.score_files import QualityHead as QualityHead
 from sote.data.score_files import (
     aesthetic_preparation,
     load_head,

@@ -22,7 +22,7 @@ from sote.data import painting, scenes, standin_reader, standin_tagger
 from sote.data.encode import FILE as ENCODER_FILE
 from sote.data.encode import MEAN, STD, EfficientNetEncoder, Plan, stage_of
 from sote.data.inputs import aesthetic_input, encoder_input, quality_input
-from sote.data.score import CLIP_FILES, CLIP_MEAN, CLIP_STD, HEAD_FILE, Preparation, QualityHead
+from sote.data.score_files import CLIP_FILES, CLIP_MEAN, CLIP_STD, HEAD_FILE, Preparation, QualityHead
 from sote.data.standin_files import published, seeded, write_json, write_safetensors
 
 SAMPLES, SAMPLE_SIDE = 32, 256  # scenes that the scorers and the encoder are set on; pixels of the longer side
