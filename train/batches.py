@@ -26,7 +26,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sote.cluster.errors import SourceError
-from sote.train.recipe import BatchPart, LengthPart
+from sote.train.recipe import BatchPart, CaptionsPart, LengthPart
 
 COLUMNS = ["id", "caption", "caption_tags", "pick", "repeat", "bucket", "latent_shard", "latent_offset"]
 SETS = "sets"
@@ -212,8 +212,8 @@ class Order:
 class Loader:
     """Turns places of a batch into what the model computes on."""
 
-    def __init__(self, rows: Rows, *, latents: Path, part: BatchPart) -> None:
-        self.rows, self.latents, self.part = rows, latents, part
+    def __init__(self, rows: Rows, *, latents: Path, part: BatchPart, captions: CaptionsPart) -> None:
+        self.rows, self.latents, self.part, self.captions = rows, latents, part, captions
         self._files: OrderedDict[str, Any] = OrderedDict()
 
     def micro(self, batch: Batch, index: int) -> Micro:
@@ -236,10 +236,10 @@ class Loader:
     def caption(self, row: int, *, step: int, place: int) -> str:
         """The caption of `row` at one place of a run: its tags shuffled, or nothing at all."""
         random = generator(self.part.seed, WORDS, step, place)
-        if random.random() < self.part.caption_dropout:
+        if random.random() < self.captions.dropout:
             return ""
         tags = self.rows.tags[row].as_py()
-        if not self.part.shuffle_tags or not tags:
+        if not self.captions.shuffle or not tags:
             return str(self.rows.caption[row].as_py())
         return SEPARATOR.join(tags[number] for number in random.permutation(len(tags)))
 

@@ -47,7 +47,7 @@ def prepare(recipe: TrainRecipe, *, folder: RunFolder, origin: Origin) -> Traini
         adafactor=optimizer.make(model, recipe.optimizer),
         tokenizer=prior.load_tokenizer(recipe.model),
         order=Order(rows, effective_batch=recipe.batch.effective_batch, seed=recipe.batch.seed),
-        loader=Loader(rows, latents=curated / "latents", part=recipe.batch),
+        loader=Loader(rows, latents=curated / "latents", part=recipe.batch, captions=recipe.captions),
         folder=folder,
         origin=origin,
         batch=recipe.batch,

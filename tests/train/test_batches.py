@@ -11,7 +11,7 @@ from sote.cluster import storage
 from sote.cluster.errors import SourceError
 from sote.train import batches
 from sote.train.batches import Loader, Order
-from sote.train.recipe import BatchPart, LengthPart
+from sote.train.recipe import BatchPart, CaptionsPart, LengthPart
 
 PART = BatchPart(effective_batch=4, micro_batch=2, seed=3)
 
@@ -70,7 +70,7 @@ def test_buckets_smaller_than_a_batch_are_trained_too(curated: Path) -> None:
 def test_a_micro_batch_is_the_same_whoever_computes_it(curated: Path) -> None:
     rows = batches.read_rows(curated)
     order = Order(rows, effective_batch=4, seed=3)
-    one, two = (Loader(rows, latents=curated / "latents", part=PART) for _ in range(2))
+    one, two = (Loader(rows, latents=curated / "latents", part=PART, captions=CaptionsPart()) for _ in range(2))
     two.micro(order.batch(7), 0)  # what was read before makes no difference
     first, second = one.micro(order.batch(5), 1), two.micro(order.batch(5), 1)
     assert torch.equal(first.noise_BCHW, second.noise_BCHW)
@@ -81,7 +81,7 @@ def test_a_micro_batch_is_the_same_whoever_computes_it(curated: Path) -> None:
 
 def test_images_of_a_batch_have_their_own_noise_and_time(curated: Path) -> None:
     rows = batches.read_rows(curated)
-    loader, order = Loader(rows, latents=curated / "latents", part=PART), Order(rows, effective_batch=4, seed=3)
+    loader, order = Loader(rows, latents=curated / "latents", part=PART, captions=CaptionsPart()), Order(rows, effective_batch=4, seed=3)
     micros = [loader.micro(order.batch(step), index) for step in (1, 2) for index in (0, 1)]
     noise = torch.cat([micro.noise_BCHW.flatten(1)[:, :64] for micro in micros])
     assert len(torch.unique(noise, dim=0)) == 8
@@ -100,7 +100,7 @@ def test_noise_is_normal_and_times_are_uniform() -> None:
 def test_latents_are_those_that_the_catalogue_names(curated: Path) -> None:
     rows = batches.read_rows(curated)
     loader, batch = (
-        Loader(rows, latents=curated / "latents", part=PART),
+        Loader(rows, latents=curated / "latents", part=PART, captions=CaptionsPart()),
         Order(rows, effective_batch=4, seed=3).batch(1),
     )
     micro = loader.micro(batch, 1)
@@ -110,7 +110,7 @@ def test_latents_are_those_that_the_catalogue_names(curated: Path) -> None:
 
 
 def test_tags_are_shuffled_as_a_list_and_never_split_from_text(curated: Path) -> None:
-    loader = Loader(batches.read_rows(curated), latents=curated / "latents", part=PART)
+    loader = Loader(batches.read_rows(curated), latents=curated / "latents", part=PART, captions=CaptionsPart())
     tags = {"best quality", "0 shapes", 'The text says "a, b"', "red circle"}
     captions = {loader.caption(0, step=step, place=0) for step in range(1, 30)} - {""}
     assert len(captions) > 5
@@ -124,8 +124,8 @@ def test_tags_are_shuffled_as_a_list_and_never_split_from_text(curated: Path) ->
 
 def test_captions_are_dropped_at_the_recipes_rate(curated: Path) -> None:
     rows = batches.read_rows(curated)
-    part = BatchPart(caption_dropout=0.25, shuffle_tags=False)
-    loader = Loader(rows, latents=curated / "latents", part=part)
+    part = CaptionsPart(dropout=0.25, shuffle=False)
+    loader = Loader(rows, latents=curated / "latents", part=BatchPart(), captions=part)
     captions = [loader.caption(1, step=step, place=0) for step in range(1000)]
     assert set(captions) == {"", rows.caption[1].as_py()}
     assert 200 < captions.count("") < 300
