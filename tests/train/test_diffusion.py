@@ -6,6 +6,7 @@ import torch
 from diffusers import DDPMWuerstchenScheduler
 
 from sote.train import diffusion
+from sote.train.recipe import DiffusionPart
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "diffusion.json").read_text())
 
@@ -37,7 +38,7 @@ def test_the_model_never_sees_a_time_outside_of_the_clamped_range() -> None:
 
 
 def test_times_are_drawn_as_stability_draws_them() -> None:
-    drawn = diffusion.times(torch.tensor([0.0, 0.5, 0.9999999]))
+    drawn = diffusion.times(torch.tensor([0.0, 0.5, 0.9999999]), DiffusionPart())
     assert drawn.tolist() == pytest.approx([1.0, 0.501, 0.001], abs=1e-6)
 
 
