@@ -189,6 +189,11 @@ tbody tr:hover { background: var(--glow); }
 .plot polyline { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round;
   vector-effect: non-scaling-stroke; }
 .plot polyline.raw { stroke: var(--tint); stroke-width: 1.4; }
+.t0 { --shade: color-mix(in srgb, var(--accent) 100%, var(--ink)); }
+.t1 { --shade: color-mix(in srgb, var(--accent) 62%, var(--paper)); }
+.t2 { --shade: #c08a3e; } .t3 { --shade: #b4533c; }
+.plot polyline.t0, .plot polyline.t1, .plot polyline.t2, .plot polyline.t3 { stroke: var(--shade); stroke-width: 1.8; }
+.key .t0, .key .t1, .key .t2, .key .t3 { background: var(--shade); height: 3px; vertical-align: .22rem; }
 
 /* pictures */
 .sheet { columns: 2 11rem; column-gap: 1.4rem; }
@@ -227,6 +232,7 @@ figcaption small { display: block; margin-top: .2rem; }
 .film img, .film .blank { width: 100%; aspect-ratio: 1; object-fit: cover; min-height: 0; padding: .2rem; }
 .film img { padding: 0; }
 .film figcaption { text-align: center; color: var(--soft); font-size: .76rem; margin-top: .25rem; }
+.film.whole img { aspect-ratio: auto; }
 .film .gap { flex: 1 1 auto; align-self: center; text-align: center; color: var(--soft); font-size: .76rem;
   padding: 0 .2rem; }
 @media (max-width: 46rem) { .reel { grid-template-columns: minmax(0, 1fr); } .film { flex-wrap: wrap; }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sote.cluster import storage
+from sote.cluster import logs, storage
 from sote.cluster.recipe import Part, Recipe
 from sote.cluster.storage import RunFolder
 from sote.train import report
@@ -61,7 +61,7 @@ def test_the_chapter_tells_steps_images_and_the_parameters(tmp_path: Path) -> No
     assert chapter.story == "Stage C was trained for 20 steps on 160 images."
     assert dict(chapter.numbers) == {"training steps": "20", "loss at the end": "0.5"}
     curves, parameters = chapter.sections
-    assert curves.body.count("<polyline") == 8  # raw and smoothed: loss, learning rate, speed, gradient norm
+    assert curves.body.count("<polyline") == 9  # raw and smoothed: loss, speed, gradient norm, waiting; learning rate
     assert "<code>learning_rate</code></td><td>1e-05</td>" in parameters.body
     assert "<code>scale</code></td><td>false</td>" in parameters.body
     assert "a &lt;b&gt;, c" in parameters.body
@@ -75,3 +75,53 @@ def test_steps_without_a_finite_loss_are_said_and_do_not_break_the_curve(tmp_pat
     assert chapter is not None
     assert "1 step without a finite loss." in chapter.sections[0].body
     assert "nan" not in chapter.sections[0].body
+
+
+def whole_line(step: int, **more: Any) -> dict[str, Any]:
+    bands = {f"loss_time_{at}": 0.4 - at / 10 for at in range(4)}
+    figures = {"plain_loss": 0.6, "lr_text_encoder": 4e-6, "mfu": 0.47, "memory_gb": 71.2, "workers": 2}
+    return {"step": step, "loss": 0.5, "skipped": None, **bands, **figures, **more}
+
+
+def test_bands_of_time_rates_use_and_memory_are_drawn_where_they_were_measured(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_steps(folder, [whole_line(1), whole_line(2, loss_time_0=None), whole_line(3)])
+    chapter = report.chapter(folder)
+    assert chapter is not None
+    training = chapter.sections[0].body
+    for words in ("time 0 to 0.25", "time 0.75 to 1", "text encoder", "Use of the devices", "Memory", "71.2 GB"):
+        assert words in training
+    assert [section.key for section in chapter.sections] == ["training", "parameters"]
+
+
+def test_skipped_steps_starts_and_checkpoints_are_told(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    ids = [f"{at:x}" * 64 for at in range(6)]
+    write_steps(folder, [whole_line(1), whole_line(2, skipped="loss: spike", skipped_ids=ids), whole_line(3)])
+    metrics = logs.Metrics(folder.metrics)
+    for resumed, workers in ((None, 8), (2, 6)):
+        metrics.write(kind="start", workers=workers, zero_stage=1, device="NVIDIA A100", resumed_from=resumed)
+    metrics.write(kind="checkpoint", step=2, seconds=41.0, bytes=17_200_000_000)
+    chapter = report.chapter(folder)
+    assert chapter is not None
+    course = next(section for section in chapter.sections if section.key == "course")
+    assert course.lead == "1 step skipped, continued 1×."
+    assert "loss: spike" in course.body
+    assert "<code>1111111111</code>" in course.body
+    assert "and 2 more" in course.body
+    assert ">3</td><td" in course.body  # the second start is from step 3
+    assert "17.2 GB" in course.body
+
+
+def test_the_story_names_the_stage_that_was_trained(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_steps(folder, [whole_line(1)])
+    (tmp_path / "run.json").write_text('{"verbs": {"train": {}}}')
+    for text, said in (
+        ('[model]\nstage = "decoder"\n', "Stage B was"),
+        ("[lora]\nrank = 4\n", "Adapters of Stage C were"),
+    ):
+        (tmp_path / "recipe.toml").write_text(text)
+        chapter = report.chapter(folder)
+        assert chapter is not None
+        assert chapter.story.startswith(f"{said} trained for 1 step on 8 images.")
