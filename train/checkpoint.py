@@ -1,11 +1,13 @@
 """Checkpoints: `step-<n>/` with float32 weights, the optimizer's state by tensor name, and what they belong to.
 
-    prior.safetensors text_encoder.safetensors    diffusers and transformers names
-    optimizer.safetensors                         `<tensor>/<moment>`
-    state.json                                    State, and the sha256 of each file
+    prior.safetensors text_encoder.safetensors    (or decoder.safetensors) diffusers and transformers names;
+                                                  what is frozen, in the type that it came in
+    lora.safetensors                              instead of all these: the adapters alone, by name of parameter
+    ema_<one of the above>.safetensors            running means of what is trained
+    optimizer.safetensors                         `<name of parameter>/<moment>`
+    state.json                                    State, and the sha256 of each file, of itself too
 
-A checkpoint is written into a temporary folder, flushed and renamed: a folder named `step-<n>` is whole, or was damaged
-later, which its digests show.
+A folder named `step-<n>` is whole, or was damaged later, which its digests show (written by writer.py).
 
 Kind: actor.
 """
@@ -13,25 +15,26 @@ Kind: actor.
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers.optimization import Adafactor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from sote.cluster import storage
-from sote.cluster.errors import CheckpointError
-from sote.train import folders, optimizer
+from sote.cluster.errors import CheckpointError, WeightsError
+from sote.train import folders
 
 log = logging.getLogger(__name__)
 
-MODULES = ("prior", "text_encoder")
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
+LORA = "lora.safetensors"
+AVERAGE = "ema_"  # before the name of a weight file
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,32 @@ class Origin:
 
 @dataclass(frozen=True)
 class State:
-    """Where a run was. `text_mask` says how the text encoder was called; `compression` is pixels per latent cell."""
+    """Where a run was. `text_mask` says how the text encoder was called; `compression` is pixels per latent cell.
+
+    `updates` leaves out the steps that were skipped; `images_seen` does not. `base` is what training started from.
+    """
 
     step: int
+    updates: int
     epoch: int
     images_seen: int
     seed: int
+    workers: int
     recipe: str  # digest
     compression: float
     encoder_sha256: str
     text_mask: str
+    text_tokens: int
+    base: str
+    recent_losses: tuple[float, ...]  # the guard's
+    bad_steps: int  # skipped in a row, up to this one
+    loss_buckets: tuple[float, ...] | None  # of the adaptive weight
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "State":
+        """From JSON. Raises TypeError: other fields than these."""
+        made: dict[str, Any] = {key: tuple(it) if isinstance(it, list) else it for key, it in values.items()}
+        return cls(**made)
 
 
 @dataclass(frozen=True)
@@ -64,26 +83,21 @@ class Checkpoint:
     path: Path
     state: State
 
+    def weights(self, module: str) -> Path:
+        """The weight file of a module."""
+        return self.path / weight_file(module)
 
-def save(folder: Path, state: State, *, model: nn.Module, adafactor: Adafactor, keep: int) -> Checkpoint:
-    """Write folder/step-<n> and remove all but the newest `keep` checkpoints."""
-    path = folder / f"step-{state.step}"
-    making = folder / f".{path.name}.{os.getpid()}.tmp"
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    for name in MODULES:
-        _write(making / f"{name}.safetensors", model.get_submodule(name).state_dict())
-    _write(making / OPTIMIZER, optimizer.state_by_name(adafactor, model))
-    digests = {file.name: _sha256(file) for file in sorted(making.iterdir())}
-    storage.write_text(making / STATE, json.dumps(asdict(state) | {"sha256": digests}, indent=2) + "\n")
-    if path.exists():  # a damaged one of the same step, that this run did not start from
-        shutil.rmtree(path)
-    making.rename(path)
-    _sync(folder)
-    for old in _listed(folder)[keep:]:
-        shutil.rmtree(old)
-    log.info("checkpoint written step=%d folder=%s", state.step, path)
-    return Checkpoint(path, state)
+
+def weight_file(module: str) -> str:
+    """Name of the weight file of a module."""
+    return f"{module}.safetensors"
+
+
+def dumps(state: State, *, digests: Mapping[str, str]) -> str:
+    """The text of state.json."""
+    values = asdict(state) | {"sha256": dict(digests)}
+    values["sha256"][STATE] = _own_digest(values)
+    return json.dumps(values, indent=2) + "\n"
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -92,7 +106,7 @@ def newest(folder: Path) -> Checkpoint | None:
     Raises CheckpointError if there are checkpoints but not one is whole.
     """
     problems = []
-    for path in _listed(folder):
+    for path in listed(folder):
         try:
             return Checkpoint(path, verify(path))
         except CheckpointError as error:
@@ -105,14 +119,29 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def listed(folder: Path) -> list[Path]:
+    """The checkpoint folders, newest first."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
+
+
 def verify(path: Path) -> State:
     """Read the state of the checkpoint at `path` and compare every file with its digest. Raises CheckpointError."""
     try:
         values = json.loads((path / STATE).read_text(encoding="utf-8"))
+        own = values["sha256"].pop(STATE)
+        is_whole = own == _own_digest(values)
         digests = values.pop("sha256")
-        state = State(**values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        state = State.of(values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / STATE}: cannot be read ({type(error).__name__})") from None
+    if not is_whole:
+        raise CheckpointError(f"{path / STATE}: damaged, its sha256 is not the one that it names")
     for name, digest in digests.items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path / name}: missing")
@@ -121,27 +150,60 @@ def verify(path: Path) -> State:
     return state
 
 
-def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Put the weights of `checkpoint` into `model`. Raises CheckpointError if names or shapes differ."""
-    for name in MODULES:
-        module, path = model.get_submodule(name), checkpoint.path / f"{name}.safetensors"
-        wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-        found = {key: stored.shape for key, stored in folders.header(path).tensors.items()}
-        if problem := difference(wanted, found):
+class Reader:
+    """The tensors of a checkpoint by name of parameter (`prior.clf.1.bias`), read when they are asked for."""
+
+    def __init__(self, found: Checkpoint, *, has_lora: bool) -> None:
+        self.found, self.has_lora = found, has_lora
+        self._files: dict[str, Any] = {}
+
+    def weight(self, name: str) -> Tensor:
+        """A trained tensor, or a frozen one. Raises CheckpointError: not in there."""
+        return self._read("", name)
+
+    def average(self, name: str) -> Tensor:
+        """Its running mean."""
+        return self._read(AVERAGE, name)
+
+    def moment(self, name: str) -> Tensor:
+        """A tensor of the optimizer's state."""
+        return self._tensor(OPTIMIZER, name)
+
+    def _read(self, prefix: str, name: str) -> Tensor:
+        if self.has_lora:
+            return self._tensor(prefix + LORA, name)
+        module, _, inner = name.partition(".")
+        return self._tensor(prefix + weight_file(module), inner)
+
+    def _tensor(self, file: str, name: str) -> Tensor:
+        path = self.found.path / file
+        try:
+            if file not in self._files:
+                self._files[file] = safe_open(path, framework="pt")
+            tensor: Tensor = self._files[file].get_tensor(name)
+        except (OSError, SafetensorError):
+            raise CheckpointError(f"{path}: {name}: missing; this checkpoint is of another recipe") from None
+        return tensor
+
+
+def check(found: Checkpoint, wanted: Mapping[str, Shapes]) -> None:
+    """Compare the weight files of a checkpoint with those `wanted`. Raises CheckpointError naming file and tensor."""
+    there = sorted(path.name for path in found.path.glob("*.safetensors") if path.name != OPTIMIZER)
+    for file, shapes in wanted.items():
+        path = found.path / file
+        if file not in there:
+            raise CheckpointError(
+                f"{found.path}: has no {file} but {', '.join(there)}; this checkpoint is of another stage or recipe"
+            )
+        try:
+            stored = folders.header(path).tensors
+        except WeightsError as error:
+            raise CheckpointError(str(error)) from None
+        if problem := difference(shapes, {name: tensor.shape for name, tensor in stored.items()}):
             raise CheckpointError(f"{path}: {problem}; this checkpoint is of another model than the recipe's")
-        module.load_state_dict(load_file(path))
 
 
-def load_optimizer(checkpoint: Checkpoint, model: nn.Module, adafactor: Adafactor) -> None:
-    """Put the optimizer's state of `checkpoint` back. Raises CheckpointError if it does not fit."""
-    path = checkpoint.path / OPTIMIZER
-    try:
-        optimizer.load_state(adafactor, model, tensors=load_file(path), step=checkpoint.state.step)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-
-
-def difference(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> str | None:
+def difference(wanted: Shapes, found: Shapes) -> str | None:
     """The first thing in which the tensors found differ from those wanted, in words; None if in nothing."""
     if missing := sorted(wanted.keys() - found.keys()):
         return f"tensor {missing[0]} is missing ({len(missing)} in all)"
@@ -153,27 +215,24 @@ def difference(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, .
     return None
 
 
-def _listed(folder: Path) -> list[Path]:
-    """The checkpoint folders, newest first."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+def by_file(names: Iterable[str], *, has_lora: bool) -> dict[str, list[tuple[str, str]]]:
+    """Names of parameters by weight file, each with its name in there."""
+    files: dict[str, list[tuple[str, str]]] = {}
+    for name in names:
+        module, _, inner = name.partition(".")
+        file, key = (LORA, name) if has_lora else (weight_file(module), inner)
+        files.setdefault(file, []).append((name, key))
+    return files
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    save_file(on_cpu, path, metadata={"format": "pt"})
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+def _own_digest(values: dict[str, Any]) -> str:
+    """The sha256 of the state itself, with the digests of the files."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None

@@ -1,0 +1,213 @@
+"""Writes checkpoints beside training: one thread, the whole folder or nothing of it, old ones pruned by rule.
+
+A folder is written under a temporary name, each file is flushed to disk and its sha256 taken on the way, then the
+folder is renamed. What could not be written (full disk) is taken away again, so the last good checkpoint still loads.
+
+Kind: actor.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+import shutil
+import struct
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from sote.cluster import storage
+from sote.cluster.errors import RunFailed
+from sote.train import checkpoint
+from sote.train.checkpoint import State
+from sote.train.recipe import CheckpointPart
+from sote.train.tensorfile import Planned
+
+BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class File:
+    """A safetensors file to be written."""
+
+    tensors: list[Planned]
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The folder `path` to be written (`.../step-<n>`), with its files by name.
+
+    Nothing in it changes while training goes on. Without `state` it is no checkpoint but weights for painting.
+    """
+
+    path: Path
+    files: Mapping[str, File]
+    state: State | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """A snapshot on disk: how long the writing took, and how large it is."""
+
+    snapshot: Snapshot
+    seconds: float
+    bytes: int
+
+
+class Writer:
+    """One snapshot at a time. An error of the thread is raised by the next call; RunFailed if it is the disk's."""
+
+    def __init__(self, part: CheckpointPart) -> None:
+        self.part = part
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._coming: Future[Written] | None = None
+        self._done: list[Written] = []
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write it while the caller goes on; waits for the one before."""
+        self.wait()
+        self._coming = self._thread.submit(_write, snapshot, self.part)
+
+    def wait(self) -> None:
+        """Until everything is on disk."""
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            self._done.append(coming.result())
+
+    def finished(self) -> list[Written]:
+        """What has come to disk since this was last asked; does not wait."""
+        if self._coming is not None and self._coming.done():
+            self.wait()
+        done, self._done = self._done, []
+        return done
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Nothing is left half written. What the thread raised is raised, unless something else is on its way up."""
+        self._thread.shutdown(wait=True)
+        coming, self._coming = self._coming, None
+        problem = coming.exception() if coming is not None else None
+        if problem is not None and error is None:
+            raise problem
+        if problem is not None:
+            log.error("%s", problem)
+
+
+def sweep(folder: Path) -> None:
+    """Take away what killed trainings left unfinished. The run's lock lets no other one write in there."""
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path)
+
+
+def _write(snapshot: Snapshot, part: CheckpointPart) -> Written:
+    began = time.monotonic()
+    folder = snapshot.path.parent
+    making = _temporary(snapshot.path)
+    try:
+        making.mkdir(parents=True)
+        size = _fill(making, snapshot)
+        if snapshot.path.exists():  # a damaged one of the same step, that this run did not start from
+            _remove(snapshot.path)
+        making.rename(snapshot.path)
+        _sync(folder)
+        if snapshot.state is not None:
+            _prune(folder, snapshot.state.step, part)
+    except OSError as error:
+        raise RunFailed(
+            f"{error.filename or snapshot.path}: step {checkpoint.step_of(snapshot.path)} could not be saved "
+            f"({error.strerror}); {_last(snapshot.path)}: make room and run the same command again"
+        ) from None
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    written = Written(snapshot, time.monotonic() - began, size)
+    log.info("written folder=%s bytes=%d seconds=%.1f", snapshot.path, size, written.seconds)
+    return written
+
+
+def _fill(folder: Path, snapshot: Snapshot) -> int:
+    """Write all files; returns their bytes."""
+    digests = {}
+    for name, file in snapshot.files.items():
+        try:
+            digests[name] = _stream(folder / name, file)
+        except OSError as error:  # of a write that fails the system does not say in which file
+            raise OSError(error.errno, error.strerror, str(snapshot.path / name)) from None
+    if snapshot.state is not None:
+        storage.write_text(folder / checkpoint.STATE, checkpoint.dumps(snapshot.state, digests=digests))
+    _sync(folder)
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _stream(path: Path, file: File) -> str:
+    """Write a safetensors file tensor by tensor, flushed to disk; returns its sha256."""
+    ordered = sorted(file.tensors, key=lambda tensor: (-BYTES[tensor.dtype], tensor.name))
+    header: dict[str, object] = {"__metadata__": file.metadata}
+    place = 0
+    for tensor in ordered:
+        end = place + BYTES[tensor.dtype] * math.prod(tensor.shape)
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as out:
+        for piece in itertools.chain((struct.pack("<Q", len(text)) + text,), map(_bytes, ordered)):
+            out.write(piece)
+            digest.update(piece)
+        out.flush()
+        os.fsync(out.fileno())
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Planned) -> memoryview:
+    data: Any = tensor.make().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(data)
+
+
+def _prune(folder: Path, step: int, part: CheckpointPart) -> None:
+    """Remove checkpoints before `step`, the one just written, but for the newest and those of certain steps.
+
+    Later ones there can only be damaged: they count for nothing here, and are written over in time.
+    """
+    before = [path for path in checkpoint.listed(folder) if checkpoint.step_of(path) < step]
+    for path in before[part.keep - 1 :]:
+        if part.keep_every_steps is None or checkpoint.step_of(path) % part.keep_every_steps:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Under another name first: a folder named `step-<n>` is whole, whenever this is killed."""
+    leaving = path.with_name(f".{path.name}.old.tmp")
+    path.rename(leaving)
+    shutil.rmtree(leaving)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _last(path: Path) -> str:
+    step = checkpoint.step_of(path)
+    there = [found.name for found in checkpoint.listed(path.parent) if checkpoint.step_of(found) < step]
+    return f"{there[0]} is there and good" if there else "there is none before it"
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
