@@ -8,6 +8,8 @@ Shapes: C channels, H and W latent cells.
 Kind: actor.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -54,7 +56,7 @@ def pyramid(noise_CHW: Tensor, *, coarse: list[Tensor], weights: list[float]) ->
     size = noise_CHW.shape[-2:]
     for part_Chw, weight in zip(coarse, weights, strict=True):
         noise_CHW = noise_CHW + interpolate(part_Chw[None], size=size, mode="nearest")[0] * weight
-    return noise_CHW / (1 + sum(weight**2 for weight in weights)) ** 0.5
+    return noise_CHW / math.sqrt(1 + sum(weight**2 for weight in weights))
 
 
 def _normal(random: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
