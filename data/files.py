@@ -134,6 +134,24 @@ def read_each(uris: Sequence[str]) -> list[bytes | OSError]:
     return [_bytes_or_error(found[path], uri) for path, uri in zip(paths, uris, strict=True)]
 
 
+def read_ranges(uris: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> list[bytes | OSError]:
+    """A part of each of several files, those of a server at the same time; what cannot be read is its OSError."""
+    wanted = list(zip(uris, starts, lengths, strict=True))
+    if not uris or all(is_local(uri) for uri in uris):
+        return [_read_or_error(uri, start=start, length=length) for uri, start, length in wanted]
+    filesystem = _remote(uris[0])[0]
+    paths = [_remote(uri)[1] for uri in uris]
+    ends = [start + length for _, start, length in wanted]
+    with _as_os_errors(uris[0]):
+        found = filesystem.cat_ranges(paths, list(starts), ends, on_error="return")
+    parts = [_bytes_or_error(each, uri) for each, uri in zip(found, uris, strict=True)]
+    # a server may send the whole file where a part was asked for
+    return [
+        part[start : start + length] if isinstance(part, bytes) and len(part) > length else part
+        for part, (_, start, length) in zip(parts, wanted, strict=True)
+    ]
+
+
 def _listing_here(folder: str) -> Listing:
     found = Listing()
     with os.scandir(folder) as entries:
@@ -247,9 +265,9 @@ class _Reader(io.RawIOBase):
         return len(data)
 
 
-def _read_or_error(uri: str) -> bytes | OSError:
+def _read_or_error(uri: str, *, start: int = 0, length: int | None = None) -> bytes | OSError:
     try:
-        return read(uri)
+        return read(uri, start=start, length=length)
     except OSError as error:
         return error
 

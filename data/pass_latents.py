@@ -12,7 +12,6 @@ Kind: wiring.
 
 import hashlib
 import json
-import struct
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -32,37 +31,16 @@ from sote.data import places, shards
 from sote.data.buckets import Bucket, bucket_for
 from sote.data.decode import Refused, open_picture
 from sote.data.inputs import encoder_input
+from sote.data.latentfile import ENCODER_STRIDE, KINDS, STAGE_A, STAGE_C, VQGAN_STRIDE, Kind, latent_cells, latent_file
 from sote.data.recipe import CurateRecipe, LatentsPart
 from sote.data.shards import Late, Row, Work
 
 STAGE = "latents"
-ENCODER_STRIDE = 32  # EfficientNet-V2-S features: 32 pixels a cell
-VQGAN_STRIDE = 4  # Stage A: 4 pixels a cell
-DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # the format's names
 COLUMNS = ("row", "id", "uri", "offset", "bytes", "width", "height", "select_repeat", "sets")
 READ_CPUS, MODEL_CPUS = 0.5, 1.0
 
 Batch = dict[str, Any]
 Pixels = NDArray[np.uint8]
-
-
-class Kind(NamedTuple):
-    """One of the two kinds of latents: where its files lie, what names them, which columns say where a row's are."""
-
-    name: str
-    format: str
-    folder: str
-    shard: str
-    offset: str
-    not_finite: str
-
-
-STAGE_C = Kind("latents", "sote-latents-1", "", "latent_shard", "latent_offset", "latents: not finite")
-STAGE_A = Kind(
-    "vqgan", "sote-vqgan-latents-1", "vqgan/", "vqgan_shard", "vqgan_offset", "latents: of Stage A, not finite"
-)
-KINDS = {kind.name: kind for kind in (STAGE_C, STAGE_A)}
-FORMAT = STAGE_C.format
 
 
 class Member(NamedTuple):
@@ -94,11 +72,6 @@ def run(work: Work) -> None:
                 reasons = commit_shard(work, part, parts.pop(shard), seconds=time.monotonic() - started)
                 started = time.monotonic()
                 advance(work.rows_in(shard), reasons)
-
-
-def latent_cells(pixels: int, compression: float) -> int:
-    """Latent cells along a side of `pixels`: 1024 px are 32 cells at compression 32, 24 at 42.67."""
-    return max(1, round(pixels / compression))
 
 
 def _dataset(work: Work, pending: list[int], part: LatentsPart) -> ray.data.Dataset:
@@ -260,15 +233,6 @@ def commit_shard(work: Work, part: LatentsPart, pieces: list[Batch], *, seconds:
     for path in stale:
         path.unlink()
     return work.commit(STAGE, shard, shards.table_of(STAGE, rows), seconds=seconds)
-
-
-def latent_file(data: bytes, *, dtype: str, shape: list[int], facts: dict[str, str]) -> bytes:
-    """A safetensors file with the one tensor `latents`. The same content gives the same bytes, which the library's own
-    writer does not: it puts metadata in an order that changes from process to process."""
-    tensor = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [0, len(data)]}
-    header = json.dumps({"__metadata__": facts, "latents": tensor}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # the format wants the data to begin at a multiple of eight
-    return struct.pack("<Q", len(header)) + header + data
 
 
 def _members(pieces: list[Batch], rows: list[Row]) -> dict[tuple[str, str], list[Member]]:

@@ -1,281 +1,259 @@
-"""Which images a step sees, with which caption, time and noise: a pure function of (seed, step, place in the batch).
+"""What a worker computes at a time: latents or pixels, noise, times, captions; and reading them ahead of the training.
 
-All images of a step have one bucket. Each bucket is an endless stream: its images in a new order every epoch, end to
-end, cut into batches; so what does not fill a batch is carried over to the next epoch and nothing is lost. A run of
-whole epochs ends with one more batch for each bucket that has a remainder, filled up with the start of another epoch.
+All of it is a pure function of (seed, step, place in the batch): whichever worker computes a micro-batch, and whatever
+was read before, it is the same.
 
-Random numbers come from Philox generators whose key is the seed and the purpose, and whose counter is the place.
-
-Reads: catalogue.parquet, latents/<shard> (safetensors).
+Shapes: B images of a micro-batch, C channels, H and W cells (of pixels_BHWC: pixels).
+Reads: latents/<shard>, or the pictures of the rows.
 Kind: actor.
 """
 
-import hashlib
-import json
-from collections import OrderedDict
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from types import TracebackType
+from typing import Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from sote.cluster.errors import SourceError
-from sote.train.recipe import BatchPart, CaptionsPart, LengthPart
+from sote.data.latentfile import VQGAN_STRIDE, latent_cells
+from sote.train import captions, diffusion, noise, pictures
+from sote.train.captions import SEPARATOR
+from sote.train.latents import LatentFacts, Store
+from sote.train.order import (
+    DROPOUT,
+    ENCODER_DROPOUT,
+    ENCODER_SCALE,
+    NOISE,
+    ORDER_OF_BATCHES,
+    ORDER_OF_IMAGES,
+    TIME,
+    WORDS,
+    Batch,
+    Order,
+    generator,
+    last_step,
+)
+from sote.train.pictures import Pictures
+from sote.train.recipe import BatchPart, CaptionsPart, DataPart, DiffusionPart, Stage, TrainRecipe
+from sote.train.rows import Needs, Rows, read_for, read_rows
 
-COLUMNS = ["id", "caption", "caption_tags", "pick", "repeat", "bucket", "latent_shard", "latent_offset"]
-SETS = "sets"
-SEPARATOR = ", "  # between the tags of a caption
-OPEN_FILES = 64  # latent files held open at a time
+__all__ = [
+    "DROPOUT",
+    "ENCODER_DROPOUT",
+    "ENCODER_SCALE",
+    "NOISE",
+    "ORDER_OF_BATCHES",
+    "ORDER_OF_IMAGES",
+    "SEPARATOR",
+    "TIME",
+    "WORDS",
+    "Batch",
+    "Inputs",
+    "LatentFacts",
+    "Loader",
+    "Micro",
+    "Needs",
+    "Order",
+    "Prefetch",
+    "Rows",
+    "Store",
+    "generator",
+    "last_step",
+    "make_loader",
+    "read_for",
+    "read_rows",
+]
 
-Strings: TypeAlias = "pa.ChunkedArray[Any]"
-Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.integer[Any]]]
-
-# Purposes of random numbers: never renumber, it would change every run
-ORDER_OF_IMAGES, ORDER_OF_BATCHES, WORDS, TIME, NOISE, DROPOUT = range(6)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The picked rows of a catalogue that have latents. Arrays are aligned; `bucket` indexes `buckets`."""
-
-    id: Strings
-    caption: Strings
-    tags: Strings
-    shard: Strings
-    offset: Numbers
-    repeat: Numbers
-    bucket: Numbers
-    buckets: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.offset)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one step sees: `rows` [effective_batch] index Rows, in order; all of one bucket."""
-
-    step: int
-    epoch: int
-    bucket: str
-    rows: Numbers
+CHANNELS = {"prior": 16, "decoder": 4}  # of the latents of Stage C and of Stage A
 
 
 @dataclass(frozen=True)
 class Micro:
-    """What a worker computes at a time. `seed` is for the model's own dropout."""
+    """What a worker computes at a time. `seed` is for the model's own dropout.
 
-    latents_BCHW: Tensor
+    Stage C is trained on latents, or on pixels that are still to be encoded, which then have the size that the encoder
+    is to see (the bucket's, at compression 32). Stage B is trained on Stage A's latents (or pixels at the size of the
+    bucket, still to be encoded), and sees the encoder's latents, or pixels that the encoder is to see at
+    `encoder_scale`, which is one number for all micro-batches of a step; where not `keep_B` it does not see them.
+    """
+
+    index: int  # of the micro-batch in the step
+    latents_BCHW: Tensor | None  # float32, of what is trained; Stage A's without any scale
+    pixels_BHWC: Tensor | None  # uint8
+    encoder_latents_BCHW: Tensor | None  # float32, Stage C's, for Stage B
+    encoder_scale: float
+    keep_B: Tensor  # bool
     noise_BCHW: Tensor
     time_B: Tensor
     captions: list[str]
     seed: int
 
 
-def read_rows(curated: Path, *, chosen: str | None = None) -> Rows:
-    """Read the picked rows of a curate run, or those of its set `chosen`, where each counts once. Rows are sorted by
-    id: the order of curation does not matter.
+@dataclass(frozen=True)
+class Inputs:
+    """Where pictures and latents come from. `compression` is that of Stage C's latents, in pixels per cell."""
 
-    Raises SourceError: no catalogue, nothing picked, no such set, or picked rows without caption, bucket or latents.
-    """
-    path = curated / "catalogue.parquet"
-    if not path.is_file():
-        raise SourceError(f"{curated}: data.curated: has no catalogue.parquet; run `sote curate` on it to the end")
-    columns = COLUMNS if chosen is None else [*COLUMNS, SETS]
-    if lacking := sorted(set(columns) - set(pq.read_schema(path).names)):
-        raise SourceError(f"{path}: data.curated: has no column {lacking[0]!r}; curate again")
-    table = pq.read_table(path, columns=columns, filters=pc.field("pick"))
-    if not table.num_rows:
-        raise SourceError(f"{path}: data.curated: not one row is picked; loosen the recipe's [select] and curate again")
-    if chosen is not None:
-        table = _members(path, table, chosen)
-    for name in ("caption", "bucket", "latent_shard", "latent_offset"):
-        if missing := table[name].null_count:
-            raise SourceError(
-                f"{path}: column {name}: missing in {missing} of {table.num_rows} picked rows; curate again"
-            )
-    if pc.min(table["repeat"]).as_py() < 1:
-        raise SourceError(f"{path}: column repeat: a picked row is repeated less than once; curate again")
-    table = _roomy(table).sort_by("id")
-    buckets = tuple(sorted(str(name) for name in table["bucket"].unique().to_pylist()))
-    return Rows(
-        id=table["id"],
-        caption=table["caption"],
-        tags=table["caption_tags"],
-        shard=table["latent_shard"],
-        offset=table["latent_offset"].to_numpy(),
-        repeat=table["repeat"].to_numpy(),
-        bucket=pc.index_in(table["bucket"], pa.array(buckets)).to_numpy(),
-        buckets=buckets,
-    )
-
-
-def _members(path: Path, picked: pa.Table, chosen: str) -> pa.Table:
-    """The rows of one set, each once. Raises SourceError if it has none, naming the sets that have."""
-    sets = picked[SETS].combine_chunks()
-    names = pc.list_flatten(sets)
-    places = pc.filter(pc.list_parent_indices(sets), pc.equal(names, pa.scalar(chosen)))
-    if not len(places):
-        known = ", ".join(sorted(str(name) for name in names.unique().to_pylist())) or "none"
-        raise SourceError(f"{path}: data.set: no picked row is of the set {chosen!r}; sets with rows: {known}")
-    table = picked.take(places)
-    once = pa.array(np.ones(table.num_rows, dtype=np.int32))
-    return table.set_column(table.column_names.index("repeat"), "repeat", once)
-
-
-def _roomy(table: pa.Table) -> pa.Table:
-    """The table with 64-bit string offsets: sorting joins the chunks of a column, and six million captions are more
-    than the 2 GiB that 32-bit offsets reach."""
-    roomy = {"caption": pa.large_string(), "caption_tags": pa.large_list(pa.large_string())}
-    return table.cast(pa.schema([(field.name, roomy.get(field.name, field.type)) for field in table.schema]))
-
-
-class Order:
-    """The batches of a run, by step (from 1)."""
-
-    def __init__(self, rows: Rows, *, effective_batch: int, seed: int) -> None:
-        self.size, self.seed, self.buckets = effective_batch, seed, rows.buckets
-        seen = np.repeat(np.arange(len(rows)), rows.repeat)
-        self.seen = [seen[rows.bucket[seen] == bucket] for bucket in range(len(rows.buckets))]
-        self._orders: OrderedDict[tuple[int, int], Numbers] = OrderedDict()
-        self._schedules: OrderedDict[int, Numbers] = OrderedDict()
-
-    def images(self) -> int:
-        """Images of one epoch, repeats counted."""
-        return sum(len(seen) for seen in self.seen)
-
-    def steps(self, epochs: int) -> int:
-        """Steps of a run of `epochs` epochs: all full batches, and one for each bucket with a remainder."""
-        return sum(-(-epochs * len(seen) // self.size) for seen in self.seen)
-
-    def batch(self, step: int, *, epochs: int | None = None) -> Batch:
-        """The batch of `step`; `epochs` is where the run ends, if it ends so."""
-        number = step - 1
-        if epochs is not None and number >= (full := self._full(epochs)):
-            left = [bucket for bucket, seen in enumerate(self.seen) if epochs * len(seen) % self.size]
-            bucket = left[number - full]
-            return self._cut(step, epoch=epochs - 1, bucket=bucket, place=epochs * len(self.seen[bucket]) // self.size)
-        epoch = self._epoch(number)
-        schedule = self._schedule(epoch)
-        within = number - self._full(epoch)
-        bucket = int(schedule[within])
-        before = epoch * len(self.seen[bucket]) // self.size
-        return self._cut(step, epoch=epoch, bucket=bucket, place=before + int(np.sum(schedule[:within] == bucket)))
-
-    def _full(self, epochs: int) -> int:
-        """Full batches of the first `epochs` epochs."""
-        return sum(epochs * len(seen) // self.size for seen in self.seen)
-
-    def _epoch(self, number: int) -> int:
-        """The epoch that batch `number` (from 0) is in."""
-        low, high = 0, 1
-        while self._full(high) <= number:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._full(middle) <= number else (low, middle)
-        return low
-
-    def _schedule(self, epoch: int) -> Numbers:
-        """The bucket of each batch of the epoch, mixed."""
-        if epoch not in self._schedules:
-            counts = [(epoch + 1) * len(seen) // self.size - epoch * len(seen) // self.size for seen in self.seen]
-            buckets = np.repeat(np.arange(len(counts)), counts)
-            _keep(self._schedules, epoch, generator(self.seed, ORDER_OF_BATCHES, epoch).permutation(buckets), most=2)
-        return self._schedules[epoch]
-
-    def _cut(self, step: int, *, epoch: int, bucket: int, place: int) -> Batch:
-        """Batch `place` of the endless stream of `bucket`."""
-        seen = self.seen[bucket]
-        places = np.arange(place * self.size, (place + 1) * self.size)
-        turns, offsets = places // len(seen), places % len(seen)
-        rows = np.empty(self.size, dtype=np.int64)
-        for turn in np.unique(turns):
-            rows[turns == turn] = self._turn(bucket, int(turn))[offsets[turns == turn]]
-        return Batch(step=step, epoch=epoch, bucket=self.buckets[bucket], rows=rows)
-
-    def _turn(self, bucket: int, turn: int) -> Numbers:
-        """The images of `bucket` in the order of its epoch `turn`."""
-        if (bucket, turn) not in self._orders:
-            name = int.from_bytes(hashlib.sha256(self.buckets[bucket].encode()).digest()[:7], "little")
-            mixed = generator(self.seed, ORDER_OF_IMAGES, turn, name).permutation(self.seen[bucket])
-            _keep(self._orders, (bucket, turn), mixed, most=2 * len(self.seen))
-        return self._orders[bucket, turn]
+    store: Store
+    pictures: Pictures | None = None
+    compression: float = 32.0
 
 
 class Loader:
-    """Turns places of a batch into what the model computes on."""
+    """Turns places of a batch into what the model computes on. For any number of threads."""
 
-    def __init__(self, rows: Rows, *, latents: Path, part: BatchPart, captions: CaptionsPart) -> None:
-        self.rows, self.latents, self.part, self.captions = rows, latents, part, captions
-        self._files: OrderedDict[str, Any] = OrderedDict()
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        inputs: Inputs,
+        stage: Stage = "prior",
+        batch: BatchPart,
+        captions: CaptionsPart,
+        diffusion: DiffusionPart,
+    ) -> None:
+        self.rows, self.inputs, self.stage = rows, inputs, stage
+        self.part, self.captions, self.diffusion = batch, captions, diffusion
 
     def micro(self, batch: Batch, index: int) -> Micro:
-        """Micro-batch `index` of `batch`: the same whichever worker computes it."""
-        size = self.part.micro_batch
-        places = range(index * size, (index + 1) * size)
-        seed = self.part.seed
-        latents_BCHW = torch.stack([self._latents(int(batch.rows[place])) for place in places])
-        noise = [generator(seed, NOISE, batch.step, place) for place in places]
-        shape = latents_BCHW.shape[1:]
-        uniform = [generator(seed, TIME, batch.step, place).random() for place in places]
+        """Micro-batch `index` of `batch`: the same whichever worker computes it. Raises what reading raises."""
+        places = range(index * self.part.micro_batch, (index + 1) * self.part.micro_batch)
+        rows = [int(batch.rows[place]) for place in places]
+        learnt, shown = self._latents(rows)
+        shape = self._shape(batch) if learnt is None else (learnt.shape[1], learnt.shape[2], learnt.shape[3])
+        randoms = [self._random(NOISE, batch, place) for place in places]
+        uniform = [self._random(TIME, batch, place).random() for place in places]
+        kept = [self._random(ENCODER_DROPOUT, batch, place).random() for place in places]
+        least, decoder = self.diffusion.least_encoder_scale, self.stage == "decoder"
         return Micro(
-            latents_BCHW=latents_BCHW,
-            noise_BCHW=torch.stack([torch.from_numpy(one.standard_normal(shape, np.float32)) for one in noise]),
-            time_B=torch.tensor(uniform, dtype=torch.float32),
-            captions=[self.caption(int(batch.rows[place]), step=batch.step, place=place) for place in places],
-            seed=int(generator(seed, DROPOUT, batch.step, index).integers(2**62)),
+            index=index,
+            latents_BCHW=learnt,
+            pixels_BHWC=self._pixels(batch, rows),
+            encoder_latents_BCHW=shown,
+            encoder_scale=least + (1 - least) * self._random(ENCODER_SCALE, batch, 0).random() if decoder else 1.0,
+            keep_B=torch.tensor([not decoder or one >= self.diffusion.encoder_dropout for one in kept]),
+            noise_BCHW=torch.stack([noise.draw(random, shape, self.diffusion) for random in randoms]),
+            time_B=diffusion.times(torch.tensor(uniform, dtype=torch.float32), self.diffusion),
+            captions=[self.caption(row, step=batch.step, place=place) for row, place in zip(rows, places, strict=True)],
+            seed=int(self._random(DROPOUT, batch, index).integers(2**62)),
         )
 
     def caption(self, row: int, *, step: int, place: int) -> str:
-        """The caption of `row` at one place of a run: its tags shuffled, or nothing at all."""
+        """The caption of `row` at one place of a run."""
+        tags, groups = self.rows.tags.of(row)
         random = generator(self.part.seed, WORDS, step, place)
-        if random.random() < self.captions.dropout:
-            return ""
-        tags = self.rows.tags[row].as_py()
-        if not self.captions.shuffle or not tags:
-            return str(self.rows.caption[row].as_py())
-        return SEPARATOR.join(tags[number] for number in random.permutation(len(tags)))
+        return captions.caption(tags, groups, part=self.captions, random=random)
 
-    def _latents(self, row: int) -> Tensor:
-        """Latents [C,H,W] of one row in float32."""
-        shard = str(self.rows.shard[row].as_py())
-        if shard not in self._files:
-            _keep(self._files, shard, safe_open(self.latents / shard, framework="pt"), most=OPEN_FILES)
-        self._files.move_to_end(shard)
-        offset = int(self.rows.offset[row])
-        one: Tensor = self._files[shard].get_slice("latents")[offset : offset + 1]
-        return one[0].float()
+    def _random(self, purpose: int, batch: Batch, place: int) -> np.random.Generator:
+        return generator(self.part.seed, purpose, batch.step, place)
 
+    def _latents(self, rows: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
+        """The latents that are learnt, and the encoder's that Stage B is shown; None where they are made of pixels."""
+        of_c = self.inputs.store.read(self.rows.latents, rows) if self.rows.latents is not None else None
+        if self.stage == "prior":
+            return of_c, None
+        return self.inputs.store.read(self.rows.vqgan, rows) if self.rows.vqgan is not None else None, of_c
 
-def last_step(length: LengthPart, order: Order) -> int:
-    """The step that a run ends with."""
-    ends = [length.max_steps, order.steps(length.epochs) if length.epochs is not None else None]
-    return min(end for end in ends if end is not None)
+    def _pixels(self, batch: Batch, rows: Sequence[int]) -> Tensor | None:
+        source = self.inputs.pictures
+        if source is None:
+            return None
+        width, height = _sides(batch.bucket)
+        if self.stage == "prior":
+            width, height = pictures.encoder_size(width, height, self.inputs.compression)
+        return torch.from_numpy(np.stack([source.read(row, width=width, height=height) for row in rows]))
 
-
-def generator(seed: int, purpose: int, first: int, second: int = 0) -> np.random.Generator:
-    """The random numbers for one purpose at one place (two numbers) of the run with this seed."""
-    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, second, first, 0]))
-
-
-def latent_facts(path: Path) -> dict[str, Any]:
-    """Metadata of a latent file: compression, encoder_sha256, bucket, dtype, ids; and `shape` [N,C,H,W]."""
-    with safe_open(path, framework="np") as file:
-        facts: dict[str, Any] = dict(file.metadata() or {})
-        facts["shape"] = tuple(file.get_slice("latents").get_shape())
-    facts["ids"] = json.loads(facts.get("ids", "[]"))
-    return facts
+    def _shape(self, batch: Batch) -> tuple[int, int, int]:
+        """Channels, height and width of the latents that the batch's pictures will become."""
+        compression = self.inputs.compression if self.stage == "prior" else VQGAN_STRIDE
+        width, height = (latent_cells(side, compression) for side in _sides(batch.bucket))
+        return CHANNELS[self.stage], height, width
 
 
-def _keep(cache: OrderedDict[Any, Any], key: Any, value: Any, *, most: int) -> None:
-    """Put into a small cache; the oldest goes."""
-    cache[key] = value
-    while len(cache) > most:
-        cache.popitem(last=False)
+class Prefetch:
+    """Iterates over (batch, micro-batches `indices` of it) of `steps`, reading ahead in threads.
+
+    `waited` is the seconds that the last `next` had to wait. An error in reading is raised at its step, and ends the
+    iteration. Nothing runs on after the last step, an error, or `close`.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        order: Order,
+        *,
+        steps: range,
+        epochs: int | None,
+        indices: Sequence[int],
+        part: DataPart,
+    ) -> None:
+        self.waited = 0.0
+        self._loader, self._order, self._epochs, self._indices = loader, order, epochs, tuple(indices)
+        self._steps, self._ahead = iter(steps), part.prefetch_steps
+        self._pool = ThreadPoolExecutor(part.readers, thread_name_prefix="batches")
+        self._coming: deque[tuple[Batch, list[Future[Micro]]]] = deque()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[Batch, list[Micro]]:
+        began = time.monotonic()
+        try:
+            self._read_ahead()
+            if not self._coming:
+                raise StopIteration
+            batch, coming = self._coming.popleft()
+            found = batch, [future.result() for future in coming]
+            self._read_ahead()
+        except BaseException:
+            self.close()
+            raise
+        self.waited = time.monotonic() - began
+        return found
+
+    def close(self) -> None:
+        """End the threads; what they are reading is finished first, what they have not begun is not."""
+        self._steps = iter(())
+        self._coming.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _read_ahead(self) -> None:
+        """Begin to read what follows: `prefetch_steps` steps after the one that is handed out."""
+        while len(self._coming) <= self._ahead and (step := next(self._steps, None)) is not None:
+            batch = self._order.batch(step, epochs=self._epochs)
+            self._coming.append((batch, [self._pool.submit(self._loader.micro, batch, at) for at in self._indices]))
+
+
+def make_loader(recipe: TrainRecipe) -> Loader:
+    """The rows of a recipe and how they are read. Raises SourceError for rows that cannot be trained on."""
+    rule, part = pictures.rules(recipe.data.curated)
+    rows = read_for(recipe, cut=pictures.cut(part))
+    inputs = Inputs(
+        store=Store(recipe.data.curated),
+        pictures=Pictures(rows, rule) if rows.files is not None else None,
+        compression=recipe.data.compression or part.compression,
+    )
+    return Loader(
+        rows,
+        inputs=inputs,
+        stage=recipe.model.stage,
+        batch=recipe.batch,
+        captions=recipe.captions,
+        diffusion=recipe.diffusion,
+    )
+
+
+def _sides(bucket: str) -> tuple[int, int]:
+    """Width and height of a bucket in pixels."""
+    width, height = bucket.split("x")
+    return int(width), int(height)
