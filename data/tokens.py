@@ -55,14 +55,22 @@ def within(counts: NDArray[np.int64]) -> list[int]:
     return [int(((counts > low) & (counts <= high)).sum()) for low, high in pairwise(bounds)]
 
 
-@lru_cache(maxsize=1)
-def _tokenizer() -> tokenizers.Tokenizer:
+def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's vocabulary, the number of each word, and the merges that make words of letters.
+
+    Raises WeightsError if open_clip's package data are not installed.
+    """
     merges = [(one, other) for one, other in map(str.split, _merges())]
     letters = list(_letters().values())
     words = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges)]
-    vocabulary = {word: at for at, word in enumerate([*words, START, END])}
+    return {word: at for at, word in enumerate([*words, START, END])}, merges
+
+
+@lru_cache(maxsize=1)
+def _tokenizer() -> tokenizers.Tokenizer:
+    numbers, merges = vocabulary()
     model = models.BPE(
-        vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix=WORD_END, unk_token=END
+        vocab=numbers, merges=merges, continuing_subword_prefix="", end_of_word_suffix=WORD_END, unk_token=END
     )
     made = tokenizers.Tokenizer(model)
     made.normalizer = normalizers.Sequence(

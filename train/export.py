@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import safe_open
 
 from sote.cluster import recipe as recipes
@@ -188,7 +189,7 @@ def _planned(sources: list[Source], stack: ExitStack) -> Iterator[tensorfile.Pla
         file = stack.enter_context(safe_open(source.path, framework="pt"))
         stored = folders.header(source.path).tensors
         for entry in source.entries:
-            yield tensorfile.planned(entry, stored=stored, read=file.get_tensor)
+            yield tensorfile.planned(entry, stored=stored, read=file.get_tensor, dtype=torch.float16)
 
 
 def _newest(run: Path) -> tuple[TrainRecipe, Checkpoint]:

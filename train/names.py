@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 Layout = Literal["diffusers", "original", "comfyui"]
-Model = Literal["prior", "decoder", "vqgan", "text encoder", "encoder", "previewer"]
+Model = Literal["prior", "decoder", "vqgan", "text encoder", "encoder", "previewer", "image encoder", "adapters"]
 
 # ComfyUI: prefixes inside a checkpoint
 COMFY_UNET = "model.diffusion_model."
@@ -24,6 +24,7 @@ COMFY_TEXT = "text_encoder.clip_g.transformer."
 COMFY_VQGAN = "vae."
 COMFY_ENCODER = "vae.encoder."
 COMFY_PREVIEWER = "vae.previewer."
+COMFY_IMAGE = "clip_l_vision."
 # ComfyUI before 2024-02-25 kept the projection outside of the transformer, transposed
 COMFY_OLD_PROJECTION = "text_encoder.clip_g.text_projection"
 
@@ -83,27 +84,47 @@ def convert(tensors: dict[str, T], entries: Iterable[Entry], *, join: Callable[[
     return {entry.name: build(entry, read=tensors.__getitem__, join=join) for entry in entries}
 
 
+# Keys that tell a model, and the prefixes before them in files that hold several models, or that a trainer wrapped
+KEYS: tuple[tuple[Model, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("prior", ("clf.1.weight", "clip_txt_mapper.weight"), ("", COMFY_UNET, "diffusion_model.", "module.")),
+    ("decoder", ("clf.1.weight", "effnet_mapper.0.weight"), ("", COMFY_UNET, "diffusion_model.", "module.")),
+    ("vqgan", ("vquantizer.codebook.weight",), ("", COMFY_VQGAN)),
+    ("vqgan", ("vquantizer.embedding.weight",), ("", COMFY_VQGAN)),
+    ("text encoder", ("text_projection.weight", "text_model.final_layer_norm.weight"), ("", COMFY_TEXT)),
+    ("encoder", ("backbone.0.0.weight",), ("", COMFY_ENCODER)),
+    ("previewer", ("blocks.0.weight",), ("", COMFY_PREVIEWER)),
+    ("image encoder", ("vision_model.embeddings.class_embedding",), ("", COMFY_IMAGE)),
+)
+ADAPTERS = (".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight")
+
+
+def parts(names: Iterable[str]) -> dict[Model, str]:
+    """Every model that a set of names belongs to, with the prefix of its names: a checkpoint holds several."""
+    there = set(names)
+    found: dict[Model, str] = {}
+    for model, keys, prefixes in KEYS:
+        for prefix in prefixes:
+            if all(prefix + key in there for key in keys):
+                found.setdefault(model, prefix)
+    if COMFY_OLD_PROJECTION in there and COMFY_TEXT + "text_model.final_layer_norm.weight" in there:
+        found.setdefault("text encoder", COMFY_TEXT)
+    if not found and any(name.endswith(ADAPTERS) for name in there):
+        found["adapters"] = ""
+    return found
+
+
 def model_of(names: Iterable[str]) -> Model | None:
-    """Which model a set of names belongs to (of a ComfyUI checkpoint: its UNet); None if none of ours."""
-    found = {name.removeprefix(COMFY_UNET) for name in names}
-    if "clip_txt_mapper.weight" in found and "clf.1.weight" in found:
-        return "prior"
-    if "clf.1.weight" in found and "effnet_mapper.0.weight" in found:
-        return "decoder"
-    if {"vquantizer.codebook.weight", "vquantizer.embedding.weight"} & found:
-        return "vqgan"
-    if "text_projection.weight" in found:
-        return "text encoder"
-    if "backbone.0.0.weight" in found:
-        return "encoder"
-    return "previewer" if "blocks.0.weight" in found else None
+    """Which model a set of names belongs to (of a checkpoint: its UNet); None if none of ours."""
+    return next(iter(parts(names)), None)
 
 
 def layout_of(names: Iterable[str]) -> Layout:
-    """The layout of the UNet in a set of names."""
+    """The layout of the UNet, or of Stage A, in a set of names."""
     found = list(names)
-    if any(name.startswith(COMFY_UNET) for name in found):
+    if any(name.startswith((COMFY_UNET, COMFY_VQGAN, COMFY_TEXT)) for name in found):
         return "comfyui"
+    if any(name.startswith("vquantizer.codebook.") for name in found):
+        return "original"
     return "original" if any(".attention.attn." in name for name in found) else "diffusers"
 
 
@@ -130,17 +151,18 @@ def unet_to_comfyui(names: Iterable[str]) -> list[Entry]:
     return [Entry(COMFY_UNET + entry.name, entry.sources) for entry in unet_to_original(names)]
 
 
-def unet_to_diffusers(names: Iterable[str]) -> list[Entry]:
+def unet_to_diffusers(names: Iterable[str], *, prefix: str | None = None) -> list[Entry]:
     """diffusers, original or ComfyUI names (fused or split attention) of a prior or decoder -> diffusers names.
 
-    Of a ComfyUI checkpoint only the UNet is taken.
+    Only names with `prefix` are taken (None: whichever the UNet's names have).
     """
     found = list(names)
-    if layout_of(found) == "comfyui":
-        found = [name for name in found if name.startswith(COMFY_UNET)]
+    if prefix is None:
+        prefix = next((at for model, at in parts(found).items() if model in ("prior", "decoder")), "")
     entries: list[Entry] = []
     for name in found:
-        entries += _unet_entries(name)
+        if name.startswith(prefix):
+            entries += _unet_entries(name, prefix)
     return entries
 
 
@@ -166,8 +188,8 @@ def text_to_comfyui(names: Iterable[str]) -> list[Entry]:
 
 
 def text_to_transformers(names: Iterable[str]) -> list[Entry]:
-    """transformers or ComfyUI names of the text encoder -> transformers names, without position_ids."""
-    found = [name for name in names if not name.endswith("position_ids")]
+    """transformers or ComfyUI names of the text encoder -> transformers names, without what is no weight of it."""
+    found = [name for name in names if not name.endswith(("position_ids", "logit_scale"))]
     if any(name.startswith(COMFY_TEXT) for name in found):
         entries = [Entry(name.removeprefix(COMFY_TEXT), (name,)) for name in found if name.startswith(COMFY_TEXT)]
         if COMFY_OLD_PROJECTION in found:
@@ -181,9 +203,9 @@ def prefixed(names: Iterable[str], prefix: str) -> list[Entry]:
     return [Entry(prefix + name, (name,)) for name in names]
 
 
-def _unet_entries(name: str) -> list[Entry]:
+def _unet_entries(name: str, prefix: str) -> list[Entry]:
     """The one tensor, or three, of the diffusers layout that `name` becomes."""
-    plain = name.removeprefix(COMFY_UNET)
+    plain = name.removeprefix(prefix)
     if match := re.fullmatch(r"(.+\.attention)\.attn\.in_proj_(weight|bias)", plain):
         return [Entry(f"{match[1]}.to_{part}.{match[2]}", (name,), third) for third, part in enumerate(PARTS)]
     plain = re.sub(r"(.+\.attention)\.attn\.to_([qkv])\.", r"\1.to_\2.", plain)

@@ -6,9 +6,7 @@ is the real one: its vocabulary ships inside open_clip.
 Kind: actor.
 """
 
-import gzip
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from sote.cluster import storage
+from sote.data import tokens
 from sote.train import names
 
 TEXT_WIDTH = 40  # 1280 in the real text encoder; two copies of 49,408 token vectors are most of the stand-ins' bytes
@@ -83,10 +82,6 @@ TEXT_CONFIG: dict[str, Any] = {
     "eos_token_id": 49407,
     "pad_token_id": 1,
 }
-# Layout of OpenAI's vocabulary: 256 bytes, the same ending a word, merges, two marks (open_clip tokenizer.py)
-VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
-MERGES = 49152 - 256 - 2
-START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def make(folder: Path, *, seed: int = 0) -> None:
@@ -113,13 +108,8 @@ def make(folder: Path, *, seed: int = 0) -> None:
 
 def write_tokenizer(folder: Path) -> None:
     """Write the CLIP tokenizer (vocab.json, merges.txt and its two configs), padding with the end mark."""
-    with resources.files("open_clip").joinpath(VOCABULARY).open("rb") as file:
-        lines = gzip.decompress(file.read()).decode("utf-8").split("\n")
-    merges = lines[1 : MERGES + 1]
-    letters = list(_byte_letters())
-    words = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge.split()) for merge in merges)]
-    vocabulary = {word: number for number, word in enumerate([*words, START, END])}
-    marks = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    vocabulary, merges = tokens.vocabulary()
+    marks = {"bos_token": tokens.START, "eos_token": tokens.END, "unk_token": tokens.END, "pad_token": tokens.END}
     config = marks | {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": 77,
@@ -128,7 +118,7 @@ def write_tokenizer(folder: Path) -> None:
         "errors": "replace",
     }
     storage.write_text(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
-    storage.write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
+    storage.write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n")
     storage.write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
     storage.write_text(folder / "special_tokens_map.json", json.dumps(marks, indent=2) + "\n")
 
@@ -138,10 +128,3 @@ def _write_text_encoder(model: CLIPTextModelWithProjection, folder: Path) -> Non
     model.config.save_pretrained(folder)
     with storage.atomic(folder / "model.safetensors") as temporary:
         save_file(model.state_dict(), temporary, metadata={"format": "pt"})
-
-
-def _byte_letters() -> list[str]:
-    """The 256 letters that stand for bytes in a byte-level vocabulary: printable ones themselves, then others."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [number for number in range(256) if number not in printable]
-    return [chr(number) for number in printable] + [chr(256 + place) for place in range(len(others))]

@@ -1,4 +1,4 @@
-"""Writing a safetensors file tensor by tensor, cast to fp16 on the way: a large model needs no large memory.
+"""Reading and writing safetensors files tensor by tensor, cast on the way: a large model needs no large memory.
 
 The format: 8 bytes with the length of the header (little endian), the header as JSON padded with spaces to a multiple
 of 8, the data. Tensors are laid out by size of their type, then by name, as the safetensors library does it.
@@ -17,15 +17,26 @@ import torch
 from torch import Tensor
 
 from sote.cluster import storage
-from sote.cluster.errors import CheckpointError
+from sote.cluster.errors import CheckpointError, WeightsError
 from sote.train import names
-from sote.train.folders import Stored
+from sote.train.folders import BYTES, Stored
 from sote.train.names import Entry
 
-# Types that are cast to fp16; whole numbers (counters of BatchNorm) stay what they are
+TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in TYPES.items()}
+# Types that are cast; whole numbers (counters of BatchNorm) stay what they are
 FLOATS = ("F64", "F32", "F16", "BF16")
-HALF = "F16"
-BYTES = {"I64": 8, "I32": 4, "F16": 2, "U8": 1, "BOOL": 1}
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,29 @@ class Planned:
         return count
 
 
-def planned(entry: Entry, *, stored: Mapping[str, Stored], read: Callable[[str], Tensor]) -> Planned:
-    """The tensor that `entry` makes of the stored ones."""
+def read(path: Path, stored: Stored, *, third: int | None = None) -> Tensor:
+    """A tensor of the file at `path`, as it is stored, or only the `third`-th third of its rows.
+
+    Raises WeightsError: the file has become shorter, or the tensor's type is one that torch does not compute with.
+    """
+    if stored.dtype not in TYPES:
+        raise WeightsError(f"{path}: holds numbers of type {stored.dtype}; F16, BF16 and F32 can be read")
+    shape, first, length = stored.shape, stored.start, stored.end - stored.start
+    if third is not None:
+        shape, length = (shape[0] // len(names.PARTS), *shape[1:]), length // len(names.PARTS)
+        first += third * length
+    data_N = torch.empty(length, dtype=torch.uint8)
+    with path.open("rb") as file:
+        file.seek(first)
+        if file.readinto(data_N.numpy().data) != length:
+            raise WeightsError(f"{path}: has become shorter while it was read; fetch it again")
+    return data_N.view(TYPES[stored.dtype]).reshape(shape)
+
+
+def planned(
+    entry: Entry, *, stored: Mapping[str, Stored], read: Callable[[str], Tensor], dtype: torch.dtype
+) -> Planned:
+    """The tensor that `entry` makes of the stored ones; floats become `dtype`."""
     first = stored[entry.sources[0]]
     rows = sum(stored[name].shape[0] for name in entry.sources) if len(entry.sources) > 1 else None
     shape = first.shape if rows is None else (rows, *first.shape[1:])
@@ -54,12 +86,12 @@ def planned(entry: Entry, *, stored: Mapping[str, Stored], read: Callable[[str],
         shape = (shape[0] // len(names.PARTS), *shape[1:])
     if entry.transposed:
         shape = shape[::-1]
-    dtype = HALF if first.dtype in FLOATS else first.dtype
-    return Planned(entry.name, dtype, shape, partial(names.build, entry, read=read, join=torch.cat))
+    kind = NAMES[dtype] if first.dtype in FLOATS else first.dtype
+    return Planned(entry.name, kind, shape, partial(names.build, entry, read=read, join=torch.cat))
 
 
 def write(path: Path, tensors: list[Planned], *, metadata: dict[str, str]) -> None:
-    """Write the file, whole or not at all. Raises CheckpointError: a number is not finite, or too large for fp16."""
+    """Write the file, whole or not at all. Raises CheckpointError: a number is not finite or too large."""
     ordered = sorted(tensors, key=lambda tensor: (-BYTES[tensor.dtype], tensor.name))
     header: dict[str, object] = {"__metadata__": metadata}
     place = 0
@@ -75,12 +107,12 @@ def write(path: Path, tensors: list[Planned], *, metadata: dict[str, str]) -> No
             file.write(_bytes(tensor, path))
 
 
-def _bytes(tensor: Planned, path: Path) -> bytes:
+def _bytes(tensor: Planned, path: Path) -> memoryview:
     made = tensor.make()
-    if tensor.dtype == HALF:
-        made = made.to(torch.float16)
+    if tensor.dtype in FLOATS:
+        made = made.to(TYPES[tensor.dtype])
         if not bool(made.isfinite().all()):
             raise CheckpointError(
-                f"{path.name}: {tensor.name}: has numbers that fp16 cannot hold; nothing was exported"
+                f"{path.name}: {tensor.name}: has numbers that {tensor.dtype} cannot hold; nothing was exported"
             )
-    return bytes(made.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return made.contiguous().reshape(-1).view(torch.uint8).numpy().data

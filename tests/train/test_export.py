@@ -144,7 +144,7 @@ def test_numbers_that_fp16_cannot_hold_are_refused_by_tensor(trained: Path, tmp_
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     state["sha256"]["prior.safetensors"] = hashlib.sha256((folder / "prior.safetensors").read_bytes()).hexdigest()
     (folder / "state.json").write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match=r"clf\.1\.bias: has numbers that fp16 cannot hold"):
+    with pytest.raises(CheckpointError, match=r"clf\.1\.bias: has numbers that F16 cannot hold"):
         export.export(trained, tmp_path / "out", "unet")
     assert not (tmp_path / "out").exists()
 

@@ -14,7 +14,9 @@ from sote.train.names import Entry
 def _planned(tensors: dict[str, torch.Tensor], entries: list[Entry]) -> list[tensorfile.Planned]:
     types = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
     stored = {name: Stored(types[one.dtype], tuple(one.shape), 0, 0) for name, one in tensors.items()}
-    return [tensorfile.planned(entry, stored=stored, read=tensors.__getitem__) for entry in entries]
+    return [
+        tensorfile.planned(entry, stored=stored, read=tensors.__getitem__, dtype=torch.float16) for entry in entries
+    ]
 
 
 def test_tensors_are_joined_cast_and_kept(tmp_path: Path) -> None:
@@ -43,7 +45,9 @@ def test_only_one_tensor_is_read_at_a_time(tmp_path: Path) -> None:
         return torch.ones(4).as_subclass(Watched)
 
     stored = {name: Stored("F32", (4,), 0, 0) for name in "abc"}
-    planned = [tensorfile.planned(Entry(name, (name,)), stored=stored, read=read) for name in "abc"]
+    planned = [
+        tensorfile.planned(Entry(name, (name,)), stored=stored, read=read, dtype=torch.float16) for name in "abc"
+    ]
     tensorfile.write(tmp_path / "x.safetensors", planned, metadata={})
     assert set(load_file(tmp_path / "x.safetensors")) == set("abc")
 
@@ -52,6 +56,6 @@ def test_only_one_tensor_is_read_at_a_time(tmp_path: Path) -> None:
 def test_what_is_not_finite_in_fp16_is_refused_and_nothing_is_left(tmp_path: Path, value: float) -> None:
     tensors = {"good": torch.ones(2), "late": torch.tensor([1.0, value])}
     entries = [Entry("good", ("good",)), Entry("late", ("late",))]
-    with pytest.raises(CheckpointError, match=r"x\.safetensors: late: has numbers that fp16 cannot hold"):
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: late: has numbers that F16 cannot hold"):
         tensorfile.write(tmp_path / "x.safetensors", _planned(tensors, entries), metadata={})
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,257 @@
+"""Models by reference: a key, a diffusers folder or one of its subfolders, a ComfyUI checkpoint, Stability's original
+file, a UNet-only file with its text encoder beside it, or the run folder of an earlier training.
+
+What a thing is follows from its keys and shapes (source.py); what is wrong with it is one line. Weights are read tensor
+by tensor, so a model needs its own memory and one tensor's.
+
+Kind: actor.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+from sote.cluster import weights
+from sote.cluster.errors import CheckpointError, WeightsError
+from sote.cluster.storage import RunFolder
+from sote.data import tokens
+from sote.train import checkpoint, folders, shapes, source
+from sote.train.names import Model
+from sote.train.source import MODULES, Source, Tensors
+from sote.train.unet import CascadeUNet, Config
+
+__all__ = ["DecoderSources", "PriorSources", "Source"]
+
+# Beside a file <base>.safetensors: kohya's and OneTrainer's text encoder; in its folder: OneTrainer's, ours, diffusers'
+TEXT_FILES = ("{base}_text_model", "{base}_text_encoder", "text_encoder", "text_model")
+VQGAN_FILES = ("{base}_vqgan", "stage_a", "vqgan")
+TOKENS = 77  # CLIP's positions; ComfyUI's tokenizer folder says 8192, with which a pipeline fails
+ADAPTERS_ONLY = "adapters of a LoRA run and no whole model; export it (`sote export`) and name the export"
+
+
+@dataclass(frozen=True)
+class PriorSources:
+    """Stage C and its text encoder. `tokenizer` and `scheduler` are folders; None: CLIP's own, and the usual one."""
+
+    unet: Source
+    text_encoder: Source
+    tokenizer: Path | None
+    scheduler: Path | None
+
+
+@dataclass(frozen=True)
+class DecoderSources:
+    """Stage B, and what lies beside it of Stage A and of a text encoder."""
+
+    unet: Source
+    vqgan: Source | None
+    text_encoder: Source | None
+    tokenizer: Path | None
+    scheduler: Path | None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Tensors with the config beside them. `home` is the folder in which other models of the pipeline may lie."""
+
+    tensors: Tensors
+    config: dict[str, Any] | None
+    home: Path
+
+
+def prior(reference: str, *, field: str, text_encoder: str | None = None) -> PriorSources:
+    """Stage C by reference; `text_encoder` is another reference, taken before what lies beside Stage C.
+
+    Raises WeightsError or CheckpointError in one line: missing, another model, not whole, text of another width.
+    """
+    found = _find(weights.locate(reference, field=field), "prior", field)
+    unet = source.take(found.tensors, "prior", field=field, config=found.config)
+    if text_encoder is not None:
+        text = text_encoder_of(text_encoder, field="model.text_encoder")
+    else:
+        beside = _beside(found, "text encoder", TEXT_FILES, field)
+        if beside is None:
+            raise WeightsError(
+                f"{unet.path}: {field}: has no text encoder; put {unet.path.stem}_text_model.safetensors beside it, or "
+                "name one in model.text_encoder"
+            )
+        text = beside
+    _check_text(unet, text, field=field)
+    return PriorSources(unet, text, _folder(found, "tokenizer"), _folder(found, "scheduler"))
+
+
+def decoder(reference: str, *, field: str) -> DecoderSources:
+    """Stage B by reference, with the Stage A and the text encoder that lie beside it. Raises as `prior` does."""
+    found = _find(weights.locate(reference, field=field), "decoder", field)
+    unet = source.take(found.tensors, "decoder", field=field, config=found.config)
+    return DecoderSources(
+        unet=unet,
+        vqgan=_beside(found, "vqgan", VQGAN_FILES, field),
+        text_encoder=_beside(found, "text encoder", TEXT_FILES, field),
+        tokenizer=_folder(found, "tokenizer"),
+        scheduler=_folder(found, "scheduler"),
+    )
+
+
+def text_encoder_of(reference: str, *, field: str) -> Source:
+    """The text encoder by reference: a file, a model's folder, or whatever else holds one."""
+    return _only(reference, "text encoder", field)
+
+
+def vqgan(reference: str, *, field: str) -> Source:
+    """Stage A by reference: stage_a.safetensors, a model's folder, a decoder checkpoint."""
+    return _only(reference, "vqgan", field)
+
+
+def unet_model(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> CascadeUNet:
+    """The UNet of a source on `device`, in eval mode."""
+    with torch.device("meta"):
+        model = CascadeUNet(Config.of(source.config))
+    _fill(model, source, dtype=dtype, device=device)
+    return model
+
+
+def text_model(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> CLIPTextModelWithProjection:
+    """The text encoder of a source on `device`, in eval mode."""
+    config = CLIPTextConfig(
+        **{key: value for key, value in source.config.items() if key not in ("dtype", "torch_dtype")}
+    )
+    with torch.device("meta"):
+        model = CLIPTextModelWithProjection(config)
+    _fill(model, source, dtype=dtype, device=device)
+    model.config.architectures = ["CLIPTextModelWithProjection"]
+    # the one buffer that no file has
+    positions = torch.arange(config.max_position_embeddings, device=device).expand((1, -1))
+    model.text_model.embeddings.position_ids = positions
+    return model
+
+
+def vqgan_model(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> PaellaVQModel:
+    """Stage A of a source on `device`, in eval mode."""
+    with torch.device("meta"):
+        model: PaellaVQModel = PaellaVQModel.from_config(source.config)
+    _fill(model, source, dtype=dtype, device=device)
+    return model
+
+
+def tokenizer(path: Path | None) -> CLIPTokenizer:
+    """The tokenizer in a folder; None: CLIP's own. It pads with the end mark, as training and ComfyUI do."""
+    if path is not None:
+        found: CLIPTokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        return found
+    numbers, merges = tokens.vocabulary()
+    # the annotation of `merges` asks for strings; the Rust tokenizer below takes pairs
+    return CLIPTokenizer(vocab=numbers, merges=merges, model_max_length=TOKENS)  # type: ignore[arg-type]
+
+
+def _only(reference: str, what: Model, field: str) -> Source:
+    found = _find(weights.locate(reference, field=field), what, field)
+    return source.take(found.tensors, what, field=field, config=found.config)
+
+
+def _find(path: Path, what: Model, field: str) -> _Found:
+    """Where the tensors of the model `what` lie at `path`. Raises WeightsError: nowhere."""
+    if path.is_file():
+        if (path.parent / "config.json").is_file() and folders.has_weights(path.parent):
+            return _Found(source.look([path]), folders.config(path.parent), path.parent.parent)
+        return _Found(source.look([path]), _sibling_config(path), path.parent)
+    if RunFolder(path).checkpoints.is_dir():
+        path = _newest(path, field)
+    module = MODULES[what]
+    if folders.has_weights(path):
+        return _folder_model(path)
+    if (path / module).is_dir():
+        inner = path / module
+        return _folder_model(inner) if folders.has_weights(inner) else _find(inner, what, field)
+    return _by_content(path, what, field)
+
+
+def _by_content(path: Path, what: Model, field: str) -> _Found:
+    """The one weight file in a folder that holds the model. Raises WeightsError: none, or several."""
+    files = [file for file in sorted(path.glob("*.safetensors")) if not file.name.startswith(checkpoint.AVERAGE)]
+    looked = {file: source.look([file]) for file in files}
+    fitting = [file for file, tensors in looked.items() if what in tensors.parts]
+    if len(fitting) == 1:
+        return _Found(looked[fitting[0]], _sibling_config(fitting[0]), path)
+    if fitting:
+        listed = ", ".join(file.name for file in fitting)
+        raise WeightsError(f"{path}: {field}: which file is meant of {listed}? name it")
+    there = [part for tensors in looked.values() for part in tensors.parts]
+    there += [other for other, module in MODULES.items() if (path / module).is_dir()]
+    if not there:
+        raise WeightsError(f"{path}: {field}: holds no model of Stable Cascade; name {folders.WHAT[what]}")
+    if there == ["adapters"]:
+        raise WeightsError(f"{path}: {field}: these are {ADAPTERS_ONLY}")
+    found = next((part for part in ("prior", "decoder") if part in there), there[0])
+    raise WeightsError(f"{path}: {field}: this is {folders.WHAT[found]}; {source.MISSING[what]}")
+
+
+def _newest(run: Path, field: str) -> Path:
+    """The folder of the newest checkpoint of a run."""
+    found = checkpoint.newest(RunFolder(run).checkpoints)
+    if found is None:
+        raise CheckpointError(f"{run}: {field}: is a run without a checkpoint yet; train it first")
+    return found.path
+
+
+def _folder_model(folder: Path) -> _Found:
+    """A model's own folder of diffusers or transformers."""
+    config = folders.config(folder) if (folder / "config.json").is_file() else None
+    return _Found(source.look(folders.weight_files(folder)), config, folder.parent)
+
+
+def _beside(found: _Found, what: Model, files: tuple[str, ...], field: str) -> Source | None:
+    """Another model of the same file, of a file beside it, or of a folder beside it."""
+    if what in found.tensors.parts:
+        return source.take(found.tensors, what, field=field)
+    for name in files:
+        path = found.home / f"{name.format(base=found.tensors.path.stem)}.safetensors"
+        if path.is_file():
+            return source.take(source.look([path]), what, field=field, config=_sibling_config(path))
+    folder = found.home / MODULES[what]
+    if folder.is_dir() and folders.has_weights(folder):
+        model = _folder_model(folder)
+        return source.take(model.tensors, what, field=field, config=model.config)
+    return None
+
+
+def _sibling_config(path: Path) -> dict[str, Any] | None:
+    """The config in <base>.json beside a file, as SD.Next has it. Other programs' notes of that name are no configs."""
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return None
+    try:
+        values = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) and ("block_out_channels" in values or "hidden_size" in values) else None
+
+
+def _folder(found: _Found, name: str) -> Path | None:
+    return found.home / name if (found.home / name).is_dir() else None
+
+
+def _check_text(unet: Source, text: Source, *, field: str) -> None:
+    """The text encoder's widths must be those that the UNet takes."""
+    for key, given in (("clip_text_in_channels", "hidden_size"), ("clip_text_pooled_in_channels", "projection_dim")):
+        if unet.config[key] != text.config[given]:
+            raise WeightsError(
+                f"{text.path}: {field}: the prior takes text of width {unet.config[key]}, this text encoder gives "
+                f"{text.config[given]}; put the text encoder there that belongs to this prior"
+            )
+
+
+def _fill(model: nn.Module, source: Source, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Put the tensors of `source` into a model on the meta device, one after the other."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if problem := shapes.difference(wanted, source.shapes):
+        raise CheckpointError(f"{source.path}: {problem}")
+    made = {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in source.tensors()}
+    model.load_state_dict(made, strict=True, assign=True)
+    model.eval()
