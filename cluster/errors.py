@@ -8,7 +8,9 @@
     │   ├── RunFolderError    the run folder belongs to another recipe, or is in use
     │   ├── CheckpointError   a checkpoint of another shape, stage or variant, or a broken one
     │   └── RequestError      a generation request that cannot be met
-    └── RunFailed             exit code 1: the run itself failed (too many failed rows, NaN loss)
+    ├── RunFailed             exit code 1: the run itself failed (too many failed rows, NaN loss)
+    └── Stopped               exit code 143: SIGTERM came; what is done is saved and the same command continues
+        └── Interrupted       exit code 130: Ctrl-C came; the same
 
 Failures of machines (lost node, out of memory) are not here: they raise as they are, and Ray retries.
 
@@ -56,3 +58,15 @@ class RequestError(UserError):
 
 class RunFailed(SoteError):
     """The run could not be finished; what was committed stays and the same command continues it."""
+
+
+class Stopped(SoteError):
+    """The run was told to end, saved what it had, and ended before its end."""
+
+    exit_code: ClassVar[int] = 128 + 15  # what a shell reports for SIGTERM
+
+
+class Interrupted(Stopped):
+    """The user pressed Ctrl-C, and the run saved what it had."""
+
+    exit_code: ClassVar[int] = 128 + 2  # what a shell reports for Ctrl-C

@@ -27,9 +27,9 @@ Reasons = Mapping[str, int]
 
 
 class Advance(Protocol):
-    """Says that `count` units more are done, and how many of them failed for which reason."""
+    """Says that `count` units more are done, how many of them failed for which reason, and what else is to be shown."""
 
-    def __call__(self, count: int, reasons: Reasons | None = None) -> None: ...
+    def __call__(self, count: int, reasons: Reasons | None = None, *, note: str = "") -> None: ...
 
 
 def setup() -> None:
@@ -69,8 +69,8 @@ def progress(what: str, total: int, *, unit: str = "rows") -> Iterator[Advance]:
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(what, total=total, rest="")
 
-            def show(count: int, reasons: Reasons | None = None) -> None:
-                tally.add(count, reasons)
+            def show(count: int, reasons: Reasons | None = None, *, note: str = "") -> None:
+                tally.add(count, reasons, note)
                 bar.update(task, advance=count, rest=tally.rest())
 
             yield show
@@ -90,10 +90,12 @@ class Tally:
     done: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     start: float = field(default_factory=time.monotonic)
+    note: str = ""
 
-    def add(self, count: int, reasons: Reasons | None) -> None:
+    def add(self, count: int, reasons: Reasons | None, note: str = "") -> None:
         self.done += count
         self.reasons.update(reasons or {})
+        self.note = note
 
     @property
     def rate(self) -> float:
@@ -101,11 +103,11 @@ class Tally:
         return self.done / max(time.monotonic() - self.start, 1e-3)
 
     def rest(self) -> str:
-        """Rate, time left, and the most frequent reasons of failure."""
+        """Rate, time left, what else was said, and the most frequent reasons of failure."""
         left = (self.total - self.done) / self.rate if self.done else None
-        parts = [f"{self.rate:,.1f} {self.unit}/s"]
+        parts = [f"{self.rate:,.1f} {self.unit}/s" if self.rate >= 1 else f"{self.rate:.2g} {self.unit}/s"]
         parts += [f"{_clock(left)} left"] if left is not None and self.done < self.total else []
-        return ", ".join(parts + self.failures())
+        return ", ".join(parts + ([self.note] if self.note else []) + self.failures())
 
     def failures(self) -> list[str]:
         if not self.reasons:
@@ -121,8 +123,8 @@ class _Lines:
     def __init__(self, tally: Tally) -> None:
         self.tally, self.last = tally, tally.start
 
-    def advance(self, count: int, reasons: Reasons | None = None) -> None:
-        self.tally.add(count, reasons)
+    def advance(self, count: int, reasons: Reasons | None = None, *, note: str = "") -> None:
+        self.tally.add(count, reasons, note)
         moment = time.monotonic()
         if moment - self.last >= SECONDS_BETWEEN_LINES and self.tally.done < self.tally.total:
             self.last = moment
