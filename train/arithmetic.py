@@ -10,10 +10,14 @@ Sizes in letters: n cells of a level, c its channels, T tokens of conditioning, 
 Kind: pure.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
+from itertools import pairwise
 from typing import Any, Final, Literal
+
+from sote.train import shapes
 
 Values = Mapping[str, Any]
 Cells = tuple[int, int]
@@ -21,6 +25,7 @@ Part = Literal["channelwise", "depthwise", "attention", "kv_mapper", "timestep",
 
 KINDS: Final = {"SDCascadeResBlock": "res", "SDCascadeTimestepBlock": "time", "SDCascadeAttnBlock": "attention"}
 EXPANSION: Final = 4  # of the channelwise layers' hidden state (Stability modules/common.py)
+MADE_AGAIN: Final = 5  # hidden states that are there at a time in the backward pass of a ResBlock
 PIXEL_CELLS: Final = 8 * 8  # Stage B: zeros of this size stand for the pixels (Stability train/train_b.py)
 WINDOW, WINDOW_WORDS, MARKS = 77, 75, 2  # tokens of a window of the text encoder: words between two marks
 BACKWARD: Final = 2  # times the forward pass: gradients of the inputs, and of the weights
@@ -34,7 +39,6 @@ DEFAULTS: Final[dict[str, Any]] = {
     "clip_image_in_channels": None,
     "effnet_in_channels": None,
     "pixel_mapper_in_channels": None,
-    "dropout": 0.1,
     "self_attn": True,
     "timestep_conditioning_type": ("sca", "crp"),
     "switch_level": None,
@@ -71,7 +75,6 @@ class Block:
     cells: int
     skip: int
     uses: int
-    dropout: float
     attends_itself: bool
 
 
@@ -80,7 +83,8 @@ class Activations:
     """Bytes that autograd keeps for one image from the forward to the backward pass; an estimate.
 
     `residual` is what has the width of the residual stream, `hidden` the four times wider state of the channelwise
-    layers, `attention` what attention keeps, `text` the text encoder, `again` the block that is just computed again.
+    layers, `attention` what attention keeps, `text` the text encoder; `again` is what the backward pass makes again of
+    one layer at a time.
     """
 
     residual: float = 0.0
@@ -140,11 +144,7 @@ def weights(config: Values) -> dict[str, int]:
 
 def text_weights(config: Values) -> int:
     """The number of weights of a text encoder with its projection. Exact."""
-    width, wide = config["hidden_size"], config["intermediate_size"]
-    norm = 2 * width
-    layer = 4 * (width + 1) * width + (width + 1) * wide + (wide + 1) * width + 2 * norm
-    embeddings = (config.get("vocab_size", 49408) + config.get("max_position_embeddings", WINDOW)) * width
-    return int(embeddings + config["num_hidden_layers"] * layer + norm + width * config["projection_dim"])
+    return sum(math.prod(shape) for shape in shapes.text_shapes(config).values())
 
 
 def adapter_weights(config: Values, *, rank: int, targets: tuple[str, ...]) -> int:
@@ -154,28 +154,31 @@ def adapter_weights(config: Values, *, rank: int, targets: tuple[str, ...]) -> i
 
 
 def activations(config: Values, *, cells: Cells, tokens: int, recomputed: float, bytes_each: int = 2) -> Activations:
-    """What a UNet's forward pass keeps for one image, `recomputed` being the share of the blocks that keep their input
-    alone and are computed again; `bytes_each` is 2 in bfloat16. An estimate."""
+    """What a UNet's forward pass keeps for one image, `recomputed` being the share of the layers (one block of each
+    kind) that keep their input alone and are computed again; `bytes_each` is 2 in bfloat16. An estimate."""
     keys = conditioning_tokens(config, tokens)
-    found, largest = Activations(), 0.0
+    kept, layer, largest, hidden = Activations(residual=_kept_outside(config, cells, keys)), Activations(), 0.0, 0.0
     for block in blocks(config, cells=cells):
-        whole = _kept(block, keys)
-        largest = max(largest, whole.total)
-        found = found.plus(whole, (1 - recomputed) * block.uses)
-        found = found.plus(Activations(residual=block.cells * (block.channels + block.skip)), recomputed * block.uses)
-    if recomputed:
-        found = found.plus(Activations(again=largest))
-    return Activations().plus(found, bytes_each)
+        whole, taken = _kept(block, keys), Activations()
+        if block.kind == "res":  # a layer begins
+            layer, taken = Activations(), Activations(residual=block.cells * (block.channels + block.skip))
+            hidden = max(hidden, whole.hidden)
+        layer = layer.plus(whole)
+        largest = max(largest, layer.total)
+        kept = kept.plus(whole, (1 - recomputed) * block.uses).plus(taken, recomputed * block.uses)
+    # in the backward pass: what GELU, response norm and dropout made, and gradients before and after one of them
+    again = Activations(again=MADE_AGAIN * hidden + (largest if recomputed else 0.0))
+    return Activations().plus(kept.plus(again), bytes_each)
 
 
 def text_activations(config: Values, *, tokens: int, recomputed: float, bytes_each: int = 2) -> Activations:
-    """What a trained text encoder keeps for one caption. An estimate."""
-    width, wide = config["hidden_size"], config["intermediate_size"]
+    """What a trained text encoder keeps for one caption, `recomputed` being the share of its layers. An estimate."""
+    width, wide, count = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     places = windows(tokens) * WINDOW
-    # input and output of both norms, q, k, v and the heads' output, the hidden state before and after its activation
+    # input and output of both norms; q, k, v and what the heads found; the hidden state before and after its activation
     layer = places * (4 * width + 4 * width + 2 * wide)
-    kept = config["num_hidden_layers"] * ((1 - recomputed) * layer + recomputed * places * width)
-    return Activations(text=bytes_each * (kept + (layer if recomputed else 0)))
+    kept = count * ((1 - recomputed) * layer + recomputed * places * width) + (layer if recomputed else 0)
+    return Activations(text=float(bytes_each * kept))
 
 
 def windows(tokens: int) -> int:
@@ -239,7 +242,6 @@ def _stack(values: Values, name: str, level: int, *, place: int, cells: int) -> 
             cells=cells,
             skip=channels[level] if joins else 0,
             uses=uses,
-            dropout=_at(values["dropout"], level),
             attends_itself=_at(values["self_attn"], level),
         )
 
@@ -297,16 +299,26 @@ def _areas(values: Values, cells: Cells) -> list[int]:
 
 
 def _kept(block: Block, conditioning: int) -> Activations:
-    """The numbers that one turn of a block keeps, in units of one activation. n c if nothing else is said."""
+    """The numbers that one turn of a block keeps."""
     n, c = block.cells, block.channels
-    masks = 0.5 if block.dropout else 0.0  # a byte for each activation of two bytes
     if block.kind == "time":
         return Activations(residual=n * c)  # its input, which the scale is multiplied with
     if block.kind == "res":
-        # the block's input, the norm's input and output; the hidden state before and after GELU and the response norm
-        return Activations(residual=n * (3 * c + 2 * block.skip), hidden=(3 + masks) * n * EXPANSION * c)
-    # the norm's input and output; q and the heads' output, and keys and values with what they are made of
-    return Activations(residual=2 * n * c, attention=(2 + masks) * n * c + 3 * _keys(block, conditioning) * c)
+        # the block's input, the norm's input and output; of the hidden state what comes out of the first product
+        return Activations(residual=n * (3 * c + block.skip), hidden=n * EXPANSION * c)
+    # the norm's input and output; q and what the heads found; keys and values, and what both are made of
+    return Activations(residual=2 * n * c, attention=2 * n * c + 3 * _keys(block, conditioning) * c)
+
+
+def _kept_outside(config: Values, cells: Cells, conditioning: int) -> int:
+    """The numbers kept before, between and after the levels."""
+    values = DEFAULTS | dict(config)
+    sizes = [n * c for n, c in zip(_areas(values, cells), values["block_out_channels"], strict=True)]
+    # input and output of the norm before each change of level, down and up; the norms of the first and last layer
+    between = 2 * sum(above + below for above, below in pairwise(sizes))
+    # Stage B: the mapper of the encoder's latents, its hidden state before and after GELU, and its norm
+    mapper = (2 * EXPANSION + 3) * sizes[0] if values["effnet_in_channels"] is not None else 0
+    return int(3 * sizes[0] + between + mapper + 4 * conditioning * values["conditioning_dim"])
 
 
 def _keys(block: Block, conditioning: int) -> int:
