@@ -26,30 +26,15 @@ VARIANTS = ("", ".bf16", ".fp16")
 SCALE = 1.0  # what latents are multiplied with
 
 
-class VqganEncoder:
-    """Stage A of one folder, ready to encode. `folder` holds it, or is a decoder's folder with `vqgan/` in it.
+class StageA:
+    """A net of Stage A that encodes. It computes in float32 and rounds to `dtype` at the end."""
 
-    It computes in float32 and rounds to `dtype` at the end. Raises WeightsError in one line.
-    """
-
-    def __init__(self, folder: Path, *, dtype: str, device: Device | str | None = None) -> None:
-        folder = folder / SUBFOLDER if (folder / SUBFOLDER).is_dir() else folder
-        config = read_json(needed(folder, "config.json")[0])
-        if config.get("_class_name") != CLASS:
-            raise WeightsError(f"{folder}: is of the class {config.get('_class_name')}, Stage A is a {CLASS}")
-        file = _weights(folder)
-        tensors = read_safetensors(file)
-        with torch.device("meta"):
-            net = PaellaVQModel.from_config(config)
-        check_tensors(file, tensors, {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()})
-        kept = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-        net.load_state_dict(kept, strict=True, assign=True)
+    def __init__(self, net: PaellaVQModel, *, dtype: str, device: Device | str | None = None) -> None:
         self.scale = SCALE
         self.device = pick_device(device)
         self.dtype = DTYPES[dtype]
         # 2.2 kB of activations for each pixel (measured on the published net): 2.3 GB for a picture of 1024 x 1024
         self._fits = Fits(rows=1) if self.device.type == "cpu" else Fits()
-        self.sha256 = sha256_of(file)
         self._net = net.eval().requires_grad_(False).to(self.device)
 
     def encode(self, pixels_BHWC: Pixels) -> torch.Tensor:
@@ -65,6 +50,28 @@ class VqganEncoder:
         with exact_float32():
             latents_BCHW: torch.Tensor = self._net.encode(pixels_BCHW.float() / 255).latents
         return latents_BCHW.cpu().numpy()
+
+
+class VqganEncoder(StageA):
+    """Stage A of one folder, ready to encode. `folder` holds it, or is a decoder's folder with `vqgan/` in it.
+
+    Raises WeightsError in one line.
+    """
+
+    def __init__(self, folder: Path, *, dtype: str, device: Device | str | None = None) -> None:
+        folder = folder / SUBFOLDER if (folder / SUBFOLDER).is_dir() else folder
+        config = read_json(needed(folder, "config.json")[0])
+        if config.get("_class_name") != CLASS:
+            raise WeightsError(f"{folder}: is of the class {config.get('_class_name')}, Stage A is a {CLASS}")
+        file = _weights(folder)
+        tensors = read_safetensors(file)
+        with torch.device("meta"):
+            net = PaellaVQModel.from_config(config)
+        check_tensors(file, tensors, {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()})
+        kept = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        net.load_state_dict(kept, strict=True, assign=True)
+        self.sha256 = sha256_of(file)
+        super().__init__(net, dtype=dtype, device=device)
 
 
 def _weights(folder: Path) -> Path:
