@@ -8,10 +8,11 @@ Kind: actor.
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,6 +93,13 @@ def planned(
 
 def write(path: Path, tensors: list[Planned], *, metadata: dict[str, str]) -> None:
     """Write the file, whole or not at all. Raises CheckpointError: a number is not finite or too large."""
+    with storage.atomic(path) as temporary, temporary.open("wb") as file:
+        for piece in pieces(path, tensors, metadata=metadata):
+            file.write(piece)
+
+
+def pieces(path: Path, tensors: list[Planned], *, metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+    """The bytes of the file one after the other, each tensor made when its turn comes. Raises as `write` does."""
     ordered = sorted(tensors, key=lambda tensor: (-BYTES[tensor.dtype], tensor.name))
     header: dict[str, object] = {"__metadata__": metadata}
     place = 0
@@ -101,10 +109,9 @@ def write(path: Path, tensors: list[Planned], *, metadata: dict[str, str]) -> No
         place = offsets[1]
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    with storage.atomic(path) as temporary, temporary.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in ordered:
-            file.write(_bytes(tensor, path))
+    yield struct.pack("<Q", len(text)) + text
+    for tensor in ordered:
+        yield _bytes(tensor, path)
 
 
 def _bytes(tensor: Planned, path: Path) -> memoryview:
@@ -113,6 +120,7 @@ def _bytes(tensor: Planned, path: Path) -> memoryview:
         made = made.to(TYPES[tensor.dtype])
         if not bool(made.isfinite().all()):
             raise CheckpointError(
-                f"{path.name}: {tensor.name}: has numbers that {tensor.dtype} cannot hold; nothing was exported"
+                f"{path.name}: {tensor.name}: has numbers that {tensor.dtype} cannot hold; nothing was written"
             )
-    return made.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    data: Any = made.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(data)

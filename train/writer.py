@@ -7,31 +7,23 @@ Kind: actor.
 """
 
 import hashlib
-import itertools
-import json
 import logging
-import math
 import os
 import shutil
-import struct
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-import torch
+from typing import Self
 
 from sote.cluster import storage
 from sote.cluster.errors import RunFailed
-from sote.train import checkpoint
+from sote.train import checkpoint, tensorfile
 from sote.train.checkpoint import State
 from sote.train.recipe import CheckpointPart
 from sote.train.tensorfile import Planned
-
-BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 
 log = logging.getLogger(__name__)
 
@@ -152,29 +144,15 @@ def _fill(folder: Path, snapshot: Snapshot) -> int:
 
 
 def _stream(path: Path, file: File) -> str:
-    """Write a safetensors file tensor by tensor, flushed to disk; returns its sha256."""
-    ordered = sorted(file.tensors, key=lambda tensor: (-BYTES[tensor.dtype], tensor.name))
-    header: dict[str, object] = {"__metadata__": file.metadata}
-    place = 0
-    for tensor in ordered:
-        end = place + BYTES[tensor.dtype] * math.prod(tensor.shape)
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [place, end]}
-        place = end
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
+    """Write a file, flushed to disk; returns its sha256."""
     digest = hashlib.sha256()
     with path.open("wb") as out:
-        for piece in itertools.chain((struct.pack("<Q", len(text)) + text,), map(_bytes, ordered)):
+        for piece in tensorfile.pieces(path, file.tensors, metadata=file.metadata):
             out.write(piece)
             digest.update(piece)
         out.flush()
         os.fsync(out.fileno())
     return digest.hexdigest()
-
-
-def _bytes(tensor: Planned) -> memoryview:
-    data: Any = tensor.make().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(data)
 
 
 def _prune(folder: Path, step: int, part: CheckpointPart) -> None:
