@@ -188,7 +188,7 @@ def test_pooled_text_may_lack_its_axis_and_stage_c_needs_its_text(prior: Cascade
 
 
 def test_a_config_that_is_not_of_one_piece_is_named() -> None:
-    with pytest.raises(CheckpointError, match="num_attention_heads: .* is not one value for each of the 2 levels"):
+    with pytest.raises(CheckpointError, match=r"num_attention_heads: .* is not one value for each of the 2 levels"):
         Config.of(PRIOR | {"num_attention_heads": (2, 2, 2)})
     with pytest.raises(CheckpointError, match="'Other' is unknown"):
         Config.of(PRIOR | {"block_types_per_layer": (("Other",), ("Other",))})
