@@ -73,7 +73,7 @@ def recipe(tmp_path: Path, tiny: Path, curated: Path) -> Callable[..., TrainReci
             "export": {"decoder": str(tiny / "decoder")},
         }
         for name, table in tables.items():
-            values[name] = values[name] | table
+            values[name] = values.get(name, {}) | table
         return TrainRecipe.model_validate({"run": str(tmp_path / "run")} | values)
 
     return make
