@@ -37,12 +37,16 @@ class CascadeUNet(StableCascadeUNet):
 
 @dataclass(frozen=True)
 class PriorWeights:
-    """Stage C with its text encoder. `mask_padding`: pad tokens are hidden from the text encoder."""
+    """Stage C with its text encoder. `mask_padding`: pad tokens are hidden from the text encoder.
+
+    `windows`: how many windows of 75 tokens a text embedding is made of.
+    """
 
     unet: CascadeUNet
     text_encoder: Any
     tokenizer: Any
     mask_padding: bool
+    windows: int = 1
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Suffixes: B images, T text tokens, D width of the text embedding, C channels, H and W cells.
 Source: sampling as in serving facts of ComfyUI a125cd8 and diffusers 0.42.1 StableCascadePriorPipeline (conditions,
-guidance); text: hidden_states[-1], which is before the final norm, and the projected pooled vector.
+guidance); text as at training (train/text.py), with the mask and the length that the weights' metadata name.
 
 Kind: actor.
 """
@@ -18,14 +18,14 @@ from sote.serve import load, sampling, schedules
 from sote.serve.recipe import ModelPart
 from sote.serve.schema import Latents, Settings
 from sote.serve.sizes import latent_side
+from sote.train import text
 
-TOKENS = 77  # CLIP's positions, both marks included
 CHANNELS = 16  # of Stage C latents
 
 
 @dataclass(frozen=True)
 class Text:
-    """Encoded prompts: `states` [B, 77, D], `pooled` [B, 1, D], and for each how many tokens did not fit (`lost`)."""
+    """Encoded prompts: `states` [B, T, D], `pooled` [B, 1, D], and for each how many tokens did not fit (`lost`)."""
 
     states: Tensor
     pooled: Tensor
@@ -42,16 +42,14 @@ class PriorModel:
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> Text:
         """Embed prompts. The pooled vectors keep their axis of one: the UNet's branch without it is broken."""
-        tokenizer = self.weights.tokenizer
-        tokens = tokenizer(prompts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
-        whole = tokenizer(prompts, verbose=False).input_ids
-        out = self.weights.text_encoder(
-            tokens.input_ids.to(self.device),
-            attention_mask=tokens.attention_mask.to(self.device) if self.weights.mask_padding else None,
-            output_hidden_states=True,
+        tokenizer, windows = self.weights.tokenizer, self.weights.windows
+        tokens_BNT, mask_BNT = text.tokens(tokenizer, prompts, windows=windows)
+        states_BTD, pooled_B1D = text.embed(
+            self.weights.text_encoder,
+            tokens_BNT.to(self.device),
+            mask_BNT.to(self.device) if self.weights.mask_padding else None,
         )
-        lost = tuple(max(0, len(ids) - TOKENS) for ids in whole)
-        return Text(out.hidden_states[-1], out.text_embeds.unsqueeze(1), lost)
+        return Text(states_BTD, pooled_B1D, tuple(text.lost(tokenizer, prompts, windows=windows)))
 
     @torch.inference_mode()
     def latents(self, settings: Settings, *, each_step: Callable[[int], None] | None = None) -> Latents:
@@ -62,28 +60,28 @@ class PriorModel:
         start = time.monotonic()
         stage = settings.prior
         needs_negative = stage.is_guided or settings.decoder.is_guided
-        text = self.encode([settings.prompt, settings.negative_prompt] if needs_negative else [settings.prompt])
+        prompts = self.encode([settings.prompt, settings.negative_prompt] if needs_negative else [settings.prompt])
         seeds = [settings.image_seed(index) for index in range(settings.images)]
         height, width = (latent_side(pixels, settings.compression) for pixels in (settings.height, settings.width))
         latents_BCHW = sampling.sample(
-            self._predictor(text, settings),
+            self._predictor(prompts, settings),
             sampling.noise_of(seeds, (CHANNELS, height, width), device=self.device),
             plan=sampling.Plan("prior", stage.sampler, schedules.grid(stage.scheduler, stage.steps, shift=stage.shift)),
             each_step=each_step,
         )
         return Latents(
             latents=latents_BCHW.cpu().numpy(),
-            pooled=text.pooled.float().cpu().numpy(),
+            pooled=prompts.pooled.float().cpu().numpy(),
             seconds=time.monotonic() - start,
-            warnings=_warnings(text.lost, settings),
+            warnings=_warnings(prompts.lost, settings),
         )
 
-    def _predictor(self, text: Text, settings: Settings) -> sampling.Predict:
+    def _predictor(self, prompts: Text, settings: Settings) -> sampling.Predict:
         """eps of Stage C with guidance; the conditional and unconditional pass are one batch."""
         unet, images, is_guided = self.weights.unet, settings.images, settings.prior.is_guided
         rows = 2 if is_guided else 1
-        states_BTD = text.states[:rows].repeat_interleave(images, dim=0)
-        pooled_B1D = text.pooled[:rows].repeat_interleave(images, dim=0)
+        states_BTD = prompts.states[:rows].repeat_interleave(images, dim=0)
+        pooled_B1D = prompts.pooled[:rows].repeat_interleave(images, dim=0)
         # No picture is given: zeros, as at training. Without it the UNet would not look at the text states at all
         image_B1D = pooled_B1D.new_zeros(rows * images, 1, unet.config["clip_image_in_channels"])
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sote.serve import schedules
 from sote.serve.prior import PriorModel
 from sote.serve.recipe import DefaultsPart, LimitsPart, ModelPart
 from sote.serve.schema import GenerateRequest, Settings, resolve
+from sote.train import text
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +32,25 @@ def test_the_text_is_encoded_as_by_diffusers_own_pipeline(model: PriorModel, wei
     states, pooled, negative_states, negative_pooled = pipeline.encode_prompt(
         torch.device("cpu"), 1, 1, True, prompt=prompt, negative_prompt=negative
     )
-    text = model.encode([prompt, negative])
-    torch.testing.assert_close(text.states, torch.cat([states, negative_states]))
-    torch.testing.assert_close(text.pooled, torch.cat([pooled, negative_pooled]))
-    assert text.lost == (0, 0)
+    found = model.encode([prompt, negative])
+    torch.testing.assert_close(found.states, torch.cat([states, negative_states]))
+    torch.testing.assert_close(found.pooled, torch.cat([pooled, negative_pooled]))
+    assert found.lost == (0, 0)
+
+
+@pytest.mark.parametrize(("windows", "lost"), [(1, 25), (2, 0), (3, 0)])
+@pytest.mark.parametrize("mask_padding", [True, False])
+def test_prompts_are_read_as_captions_were_at_training(
+    model: PriorModel, windows: int, lost: int, mask_padding: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "weights", replace(model.weights, windows=windows, mask_padding=mask_padding))
+    found = model.encode(["word " * 100])
+    tokens, mask = text.tokens(model.weights.tokenizer, ["word " * 100], windows=windows)
+    states, pooled = text.embed(model.weights.text_encoder, tokens, mask if mask_padding else None)
+    assert found.states.shape[1] == 2 + 75 * windows
+    torch.testing.assert_close(found.states, states)
+    torch.testing.assert_close(found.pooled, pooled)
+    assert found.lost == (lost,)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
