@@ -9,10 +9,12 @@ Kind: actor.
 """
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
+from torch import nn
 
 from sote.cluster.devices import Device
 from sote.cluster.errors import WeightsError
@@ -35,7 +37,7 @@ class StageA:
         self.dtype = DTYPES[dtype]
         # 2.2 kB of activations for each pixel (measured on the published net): 2.3 GB for a picture of 1024 x 1024
         self._fits = Fits(rows=1) if self.device.type == "cpu" else Fits()
-        self._net = net.eval().requires_grad_(False).to(self.device)
+        self._net: Any = cast(nn.Module, net).eval().requires_grad_(False).to(self.device)
 
     def encode(self, pixels_BHWC: Pixels) -> torch.Tensor:
         """uint8 RGB [B,H,W,3], H and W multiples of 4 -> latents [B,4,H/4,W/4] on the CPU, of the dtype asked for.

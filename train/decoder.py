@@ -69,7 +69,7 @@ class Decoder(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """As every module's, but what is frozen stays in eval mode."""
         super().train(mode)
-        self.text_encoder.eval()
+        self.text_encoder.train(False)
         return self
 
 
