@@ -2,7 +2,7 @@
 
     prior.safetensors text_encoder.safetensors    (or decoder.safetensors) diffusers and transformers names;
                                                   what is frozen, in the type that it came in
-    lora.safetensors                              instead of all these: the adapters alone, by name of parameter
+    lora.safetensors                              instead of all these: the adapters alone, by plain name (lora.py)
     ema_<one of the above>.safetensors            running means of what is trained
     optimizer.safetensors                         `<name of parameter>/<moment>`
     state.json                                    State, and the sha256 of each file, of itself too
@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sote.cluster.errors import CheckpointError, WeightsError
-from sote.train import folders
+from sote.train import folders, lora
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +94,11 @@ def weight_file(module: str) -> str:
 
 
 def dumps(state: State, *, digests: Mapping[str, str]) -> str:
-    """The text of state.json."""
+    """The text of state.json, a line for each field."""
     values = asdict(state) | {"sha256": dict(digests)}
     values["sha256"][STATE] = _own_digest(values)
-    return json.dumps(values, indent=2) + "\n"
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -170,9 +171,9 @@ class Reader:
         return self._tensor(OPTIMIZER, name)
 
     def _read(self, prefix: str, name: str) -> Tensor:
-        if self.has_lora:
-            return self._tensor(prefix + LORA, name)
         module, _, inner = name.partition(".")
+        if self.has_lora:
+            return self._tensor(prefix + LORA, lora.plain(inner))
         return self._tensor(prefix + weight_file(module), inner)
 
     def _tensor(self, file: str, name: str) -> Tensor:
@@ -213,16 +214,6 @@ def difference(wanted: Shapes, found: Shapes) -> str | None:
         if found[name] != shape:
             return f"tensor {name} has shape {found[name]}, should have {shape}"
     return None
-
-
-def by_file(names: Iterable[str], *, has_lora: bool) -> dict[str, list[tuple[str, str]]]:
-    """Names of parameters by weight file, each with its name in there."""
-    files: dict[str, list[tuple[str, str]]] = {}
-    for name in names:
-        module, _, inner = name.partition(".")
-        file, key = (LORA, name) if has_lora else (weight_file(module), inner)
-        files.setdefault(file, []).append((name, key))
-    return files
 
 
 def _own_digest(values: dict[str, Any]) -> str:

@@ -49,11 +49,14 @@ class Guard:
         self.bad = 0
         self._suspects.clear()
 
-    def skipped(self, step: int, reason: str, *, ids: Sequence[str]) -> None:
-        """The step was skipped, most likely because of the rows `ids`. Raises RunFailed: it was one too many."""
+    def skipped(self, ids: Sequence[str]) -> None:
+        """The step was skipped, most likely because of the rows `ids`."""
         self.bad += 1
         self._suspects += [name for name in ids if name not in self._suspects]
-        if self.bad < self.part.max_bad_steps:
+
+    def check(self, step: int, reason: str | None) -> None:
+        """Raises RunFailed naming the rows: this step was skipped for `reason`, and so were too many before it."""
+        if reason is None or self.bad < self.part.max_bad_steps:
             return
         named, more = self._suspects[:MOST_NAMED_ROWS], len(self._suspects) - MOST_NAMED_ROWS
         raise RunFailed(

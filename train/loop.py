@@ -1,147 +1,200 @@
 """The training loop of one worker. Knows neither Ray nor DeepSpeed: the engine is handed in.
 
-Writes: metrics.jsonl (one line a step), checkpoints/.
+A step: the losses of all micro-batches and their gradients, the guard's verdict, the update, the running means, a line
+of figures, and what is due to be saved. All random numbers come from (seed, step, place), so a run that continues from
+a checkpoint makes the same steps as one that was never stopped.
+
+Shapes: B images of a micro-batch, N images of a step, in the order of the batch.
+
+Writes: metrics.jsonl, tensorboard/, checkpoints/, .snapshots/.
 Kind: actor.
 """
 
-import math
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from transformers import CLIPTokenizer
-from transformers.optimization import Adafactor
+from torch import Tensor
 
-from sote.cluster.errors import RunFailed
-from sote.cluster.logs import Metrics
 from sote.cluster.storage import RunFolder
-from sote.train import batches, checkpoint, optimizer, prior
-from sote.train.batches import Batch, Loader, Micro, Order
-from sote.train.checkpoint import Origin, State
+from sote.train import diffusion, guard, weighting
+from sote.train.averages import Averages
+from sote.train.batches import Batch, Loader, Micro, Order, Prefetch, last_step
+from sote.train.checkpoint import Checkpoint, Origin, Reader, State
 from sote.train.engine import Engine
-from sote.train.recipe import BatchPart, CheckpointPart, LengthPart, OptimizerPart
+from sote.train.figures import Outcome
+from sote.train.guard import Guard
+from sote.train.journal import Journal
+from sote.train.recipe import TrainRecipe
+from sote.train.saving import Saver
+from sote.train.task import Task
 
-MOST_NAMED_ROWS = 8  # ids in an error message
+WISHES = (None, "save", "stop")  # the strongest of all workers' wishes wins
+
+Wish = Callable[[int], str | None]
+
+
+def no_wish(step: int) -> str | None:  # noqa: ARG001
+    """Train to the end."""
+    return None
 
 
 @dataclass(frozen=True)
 class Training:
-    """Everything of a run but the engine."""
+    """Everything of a run but the engine. `wish` is asked once a step on every worker: one of WISHES."""
 
-    model: nn.Module
-    adafactor: Adafactor
-    tokenizer: CLIPTokenizer
+    recipe: TrainRecipe
+    task: Task
     order: Order
     loader: Loader
     folder: RunFolder
     origin: Origin
-    batch: BatchPart
-    optimizer: OptimizerPart
-    length: LengthPart
-    checkpoint: CheckpointPart
+    wish: Wish
 
     @property
     def steps(self) -> int:
         """The last step of the run."""
-        return batches.last_step(self.length, self.order)
+        return last_step(self.recipe.length, self.order)
+
+    @property
+    def micros(self) -> int:
+        """Micro-batches of a step, over all workers."""
+        return self.recipe.batch.effective_batch // self.recipe.batch.micro_batch
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What one step gave, over all workers."""
+class Loop:
+    """The steps of one run on one worker, after the step of `found` (None: from the start)."""
 
-    loss: float
-    plain_loss: float
-    gradient_norm: float
+    def __init__(self, run: Training, engine: Engine, *, found: Checkpoint | None) -> None:
+        self.run, self.engine, recipe = run, engine, run.recipe
+        state = found.state if found is not None else None
+        self.resumed_from = state.step if state is not None else None
+        self.updates = state.updates if state is not None else 0
+        self.guard = Guard(recipe.guard)
+        self.weighting = weighting.make(recipe.diffusion.loss_weight)
+        if state is not None:
+            self.guard = Guard(recipe.guard, recent=state.recent_losses, bad=state.bad_steps)
+            self.weighting.load(list(state.loss_buckets) if state.loss_buckets is not None else None)
+        self.averages = Averages(recipe.ema, engine, step=self.resumed_from or 0) if recipe.ema is not None else None
+        if found is not None and self.averages is not None:
+            self.averages.load(Reader(found, has_lora=recipe.lora is not None).average)
+        self.each = -(-run.micros // engine.workers)  # micro-batches of this worker
 
+    @property
+    def indices(self) -> list[int]:
+        """The micro-batches of a step that this worker computes; beyond the last one it is repeated, as padding."""
+        first = self.engine.rank * self.each
+        return [min(index, self.run.micros - 1) for index in range(first, first + self.each)]
 
-def train(run: Training, engine: Engine, *, after: int) -> None:
-    """Train from the step after `after` to the end. Raises RunFailed at a loss or gradient that is not finite."""
-    run.model.train()
-    metrics = Metrics(run.folder.metrics) if engine.rank == 0 else None
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as reader:
-        coming = reader.submit(load, run, after + 1, engine=engine)
-        for step in range(after + 1, run.steps + 1):
-            began = time.monotonic()
-            batch, micros = coming.result()
-            waited = time.monotonic() - began
-            if step < run.steps:
-                coming = reader.submit(load, run, step + 1, engine=engine)
-            figures = update(run, engine, batch=batch, micros=micros)
-            if metrics is not None:
-                _report(metrics, run, batch, figures=figures, seconds=time.monotonic() - began, waited=waited)
-                if step % run.checkpoint.every_steps == 0 or step == run.steps:
-                    _save(run, batch)
+    def step(self, batch: Batch, micros: Sequence[Micro]) -> Outcome:
+        """Forward and backward over the micro-batches, and the update unless the guard finds the step bad."""
+        plain_N, time_N, wish = self._gathered(self._losses(micros), micros, self.run.wish(batch.step))
+        log_snr_N = diffusion.log_snr(time_N)
+        loss = float((plain_N * self.weighting.weights(log_snr_N)).mean())
+        skipped, norm = self.guard.of_loss(loss), None
+        if skipped is None:
+            norm = self.engine.clip()
+            skipped = self.guard.of_gradient(norm)
+        if skipped is None:
+            self.updates += 1
+            self.engine.update(step=batch.step, updates=self.updates)
+            self.weighting.update(log_snr_N, plain_N)
+            self.guard.passed(loss)
+            return Outcome(loss, plain_N, time_N, norm, None, [], wish)
+        self.engine.skip()
+        ids = [str(self.run.loader.rows.id[int(row)]) for row in batch.rows]
+        suspects = guard.suspects(ids, plain_N.tolist(), reason=skipped)
+        self.guard.skipped(suspects)
+        return Outcome(loss, plain_N, time_N, norm, skipped, suspects, wish)
 
-
-def load(run: Training, step: int, *, engine: Engine) -> tuple[Batch, list[Micro]]:
-    """The batch of `step` and this worker's micro-batches of it."""
-    batch = run.order.batch(step, epochs=run.length.epochs)
-    share = run.batch.effective_batch // run.batch.micro_batch // engine.workers
-    mine = range(engine.rank * share, (engine.rank + 1) * share)
-    return batch, [run.loader.micro(batch, index) for index in mine]
-
-
-def update(run: Training, engine: Engine, *, batch: Batch, micros: list[Micro]) -> Figures:
-    """One step: forward and backward over the micro-batches, clip, update."""
-    optimizer.set_rates(run.adafactor, run.optimizer, step=batch.step)
-    weighted, plain = [], []
-    for micro in micros:
-        found = prior.losses(engine, micro, tokenizer=run.tokenizer, device=engine.device)
-        engine.backward(found.loss)
-        weighted.append(found.weighted_B)
-        plain.append(found.plain_B)
-    weighted_N, plain_N = engine.gather(torch.cat(weighted)).cpu(), engine.gather(torch.cat(plain)).cpu()
-    _refuse_broken(run, batch, finite=weighted_N.isfinite().tolist())
-    norm = engine.clip()
-    if not math.isfinite(norm):
-        raise RunFailed(
-            f"step {batch.step}: the gradient is {norm}, though the loss is {float(weighted_N.mean()):.4g}; "
-            f"weights were not touched, the last checkpoint is good: lower the learning rate"
+    def state(self, batch: Batch) -> State:
+        """Where the run is after the step of `batch`."""
+        recipe, origin = self.run.recipe, self.run.origin
+        buckets = self.weighting.state()
+        return State(
+            step=batch.step,
+            updates=self.updates,
+            epoch=batch.epoch,
+            images_seen=batch.step * recipe.batch.effective_batch,
+            seed=recipe.batch.seed,
+            workers=self.engine.workers,
+            recipe=origin.recipe,
+            compression=origin.compression,
+            encoder_sha256=origin.encoder_sha256,
+            text_mask="masked" if recipe.text.mask_padding else "unmasked",
+            text_tokens=recipe.text.tokens,
+            base=base(recipe),
+            recent_losses=tuple(self.guard.recent),
+            bad_steps=self.guard.bad,
+            loss_buckets=tuple(buckets) if buckets is not None else None,
         )
-    engine.update()
-    return Figures(float(weighted_N.mean()), float(plain_N.mean()), norm)
+
+    def _losses(self, micros: Sequence[Micro]) -> Tensor:
+        """The plain loss of each image of this worker; its gradients are in the engine."""
+        share = self.run.recipe.batch.micro_batch / self.run.recipe.batch.effective_batch
+        plain = []
+        for place, micro in enumerate(micros, start=self.engine.rank * self.each):
+            inputs = self.run.task.feed(micro, self.engine.device)
+            weight_B = self.weighting.weights(diffusion.log_snr(micro.time_B)).to(self.engine.device)
+            torch.manual_seed(micro.seed)  # the model's dropout
+            loss, plain_B = self.engine(*inputs, weight_B)
+            self.engine.backward(loss * (share if place < self.run.micros else 0.0))
+            plain.append(plain_B)
+        return torch.cat(plain)
+
+    def _gathered(
+        self, plain_N: Tensor, micros: Sequence[Micro], wish: str | None
+    ) -> tuple[Tensor, Tensor, str | None]:
+        """Loss and time of each image of the step, and the strongest wish; the same on all workers."""
+        time_N = torch.cat([micro.time_B for micro in micros]).to(plain_N)
+        sent = torch.cat([plain_N, time_N, plain_N.new_tensor([WISHES.index(wish)])])
+        found = self.engine.gather(sent).cpu().view(self.engine.workers, -1)
+        mine, size = len(plain_N), self.run.recipe.batch.effective_batch
+        plain, times = found[:, :mine].reshape(-1)[:size], found[:, mine : 2 * mine].reshape(-1)[:size]
+        return plain, times, WISHES[int(found[:, -1].max())]
 
 
-def _refuse_broken(run: Training, batch: Batch, *, finite: list[bool]) -> None:
-    """Raise RunFailed naming the rows whose loss is not a number. `finite` has a value for each row of the batch."""
-    ids = run.loader.rows.id
-    broken = [ids[int(row)].as_py() for row, good in zip(batch.rows, finite, strict=True) if not good]
-    if broken:
-        more = f" and {len(broken) - MOST_NAMED_ROWS} more" if len(broken) > MOST_NAMED_ROWS else ""
-        raise RunFailed(
-            f"step {batch.step}: loss is not finite for {len(broken)} of {len(finite)} images of bucket "
-            f"{batch.bucket}: {', '.join(broken[:MOST_NAMED_ROWS])}{more}; the last checkpoint is good"
-        )
+def base(recipe: TrainRecipe) -> str:
+    """What a run starts from, as its recipe names it."""
+    return recipe.model.decoder or "" if recipe.model.stage == "decoder" else recipe.model.prior
 
 
-def _report(metrics: Metrics, run: Training, batch: Batch, *, figures: Figures, seconds: float, waited: float) -> None:
-    metrics.write(
-        kind="step",
-        step=batch.step,
-        loss=figures.loss,
-        plain_loss=figures.plain_loss,
-        grad_norm=figures.gradient_norm,
-        lr=run.adafactor.param_groups[0]["lr"],
-        images_seen=batch.step * run.batch.effective_batch,
-        images_per_second=round(run.batch.effective_batch / seconds, 3),
-        data_wait_share=round(waited / seconds, 4),
-        epoch=batch.epoch,
-        bucket=batch.bucket,
+def train(run: Training, engine: Engine, *, found: Checkpoint | None) -> bool:
+    """Train from the step after `found` to the end; False: ended before by a wish, everything saved.
+
+    Raises RunFailed: too many bad steps in a row, or a full disk.
+    """
+    run.task.model.train()
+    loop = Loop(run, engine, found=found)
+    recipe, steps = run.recipe, run.steps
+    coming = Prefetch(
+        run.loader,
+        run.order,
+        steps=range((loop.resumed_from or 0) + 1, steps + 1),
+        epochs=recipe.length.epochs,
+        indices=loop.indices,
+        part=recipe.data,
     )
-
-
-def _save(run: Training, batch: Batch) -> None:
-    state = State(
-        step=batch.step,
-        epoch=batch.epoch,
-        images_seen=batch.step * run.batch.effective_batch,
-        seed=run.batch.seed,
-        recipe=run.origin.recipe,
-        compression=run.origin.compression,
-        encoder_sha256=run.origin.encoder_sha256,
-        text_mask=prior.TEXT_MASK,
-    )
-    checkpoint.save(run.folder.checkpoints, state, model=run.model, adafactor=run.adafactor, keep=run.checkpoint.keep)
+    paints = recipe.samples.every_steps if recipe.samples is not None else None
+    with (
+        Journal(recipe, run.task, engine, folder=run.folder, resumed_from=loop.resumed_from) as journal,
+        Saver(recipe, run.task, engine, folder=run.folder, board=journal.board) as saver,
+        coming,
+    ):
+        for batch, micros in coming:
+            outcome = loop.step(batch, micros)
+            if loop.averages is not None:
+                loop.averages.follow(batch.step)
+            journal.step(batch, outcome, cells=micros[0].noise_BCHW.shape[2:], waited=coming.waited)
+            loop.guard.check(batch.step, outcome.skipped)
+            is_due = batch.step % recipe.checkpoint.every_steps == 0 or batch.step == steps
+            saver.save(
+                loop.state(batch),
+                averages=loop.averages,
+                keeps=is_due or outcome.wish is not None,
+                paints=paints is not None and batch.step % paints == 0,
+            )
+            saver.look()
+            if outcome.wish == "stop":
+                return batch.step == steps
+    return True

@@ -90,11 +90,9 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Nothing is left half written. What the thread raised is raised, unless something else is on its way up."""
         self._thread.shutdown(wait=True)
-        coming, self._coming = self._coming, None
-        problem = coming.exception() if coming is not None else None
-        if problem is not None and error is None:
-            raise problem
-        if problem is not None:
+        if error is None:
+            self.wait()
+        elif self._coming is not None and (problem := self._coming.exception()) is not None:
             log.error("%s", problem)
 
 

@@ -78,10 +78,10 @@ def test_tensors_are_read_by_name_of_parameter(two: Path) -> None:
         reader.weight("decoder.weight")
 
 
-def test_adapters_are_read_by_their_whole_name(tmp_path: Path) -> None:
-    save(tmp_path, 10, {"lora.safetensors": {"prior.a.lora_A.weight": torch.ones(1)}})
+def test_adapters_lie_under_plain_names(tmp_path: Path) -> None:
+    save(tmp_path, 10, {"lora.safetensors": {"a.0.to_q.lora_A.weight": torch.ones(1)}})
     reader = Reader(newest(tmp_path), has_lora=True)
-    assert torch.equal(reader.weight("prior.a.lora_A.weight"), torch.ones(1))
+    assert torch.equal(reader.weight("prior.a.0.to_q.lora_A.default.weight"), torch.ones(1))
 
 
 def test_the_newest_goes_by_number(tmp_path: Path) -> None:

@@ -35,24 +35,29 @@ def test_without_a_bound_there_is_no_spike() -> None:
 
 def test_bad_steps_in_a_row_end_the_run_and_name_the_rows() -> None:
     guarded = Guard(GuardPart(max_bad_steps=2))
-    guarded.skipped(7, "loss: spike", ids=["a", "b"])
+    guarded.skipped(["a", "b"])
     guarded.passed(0.1)  # not in a row
-    guarded.skipped(9, "loss: spike", ids=["c", "d"])
+    guarded.skipped(["c", "d"])
+    guarded.check(9, "loss: spike")
+    guarded.skipped(["d", "e"])
+    guarded.check(9, None)
     with pytest.raises(RunFailed, match=r"^step 10: loss: not finite; 2 bad steps in a row .* rows c, d, e; the last"):
-        guarded.skipped(10, "loss: not finite", ids=["d", "e"])
+        guarded.check(10, "loss: not finite")
 
 
 def test_at_most_eight_rows_are_named() -> None:
     guarded = Guard(GuardPart(max_bad_steps=1))
+    guarded.skipped([str(number) for number in range(11)])
     with pytest.raises(RunFailed, match=r"rows 0, 1, 2, 3, 4, 5, 6, 7 and 3 more; the last checkpoint is good"):
-        guarded.skipped(1, "loss: spike", ids=[str(number) for number in range(11)])
+        guarded.check(1, "loss: spike")
 
 
 def test_it_goes_on_where_a_checkpoint_left_it() -> None:
     guarded = Guard(GuardPart(max_bad_steps=2), recent=[0.5] * 20, bad=1)
     assert guarded.of_loss(5.1) == "loss: spike"
+    guarded.skipped(["a"])
     with pytest.raises(RunFailed, match="2 bad steps in a row"):
-        guarded.skipped(3, "loss: spike", ids=["a"])
+        guarded.check(3, "loss: spike")
 
 
 def test_rows_under_suspicion_are_the_broken_ones_or_those_with_the_highest_loss() -> None:

@@ -1,76 +1,148 @@
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sote.cluster import logs
-from sote.cluster.errors import CheckpointError, RunFailed
+from sote.cluster.errors import RunFailed
 from sote.cluster.storage import RunFolder
-from sote.train import checkpoint, loop, prior, worker
+from sote.train import checkpoint, modelfile, worker
+from sote.train.batches import Prefetch
 from sote.train.checkpoint import Origin
 from sote.train.engine import Plain
+from sote.train.loop import Loop, Training, Wish, no_wish
 from sote.train.recipe import TrainRecipe
 
 ORIGIN = Origin(recipe="cd" * 32, compression=32.0, encoder_sha256="ab" * 32)
 Make = Callable[..., TrainRecipe]
+Line = dict[str, Any]
+
+FLOAT32 = {"workers": {"precision": "float32"}}
+WHOLE = {"ema": {"decay": 0.9}, "diffusion": {"loss_weight": "adaptive"}}
+LORA = {"lora": {"rank": 2}, "optimizer": {"text_encoder_learning_rate": None, "name": "adamw"}, "ema": {"decay": 0.9}}
 
 
-def _train(recipe: TrainRecipe, folder: Path) -> list[dict[str, float]]:
-    """Train on from the newest checkpoint in one process; returns all lines of the metrics."""
+def train(recipe: TrainRecipe, folder: Path, wish: Wish = no_wish) -> bool:
+    """Train on from the newest checkpoint in one process."""
     run = RunFolder(folder)
     found = checkpoint.newest(run.checkpoints)
-    worker.train(recipe, folder=run, origin=ORIGIN, found=found, make_engine=Plain)
-    return logs.read_metrics(run.metrics)
+    return worker.train(recipe, folder=run, origin=ORIGIN, found=found, make_engine=Plain, wish=wish)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(recipe: Make, tmp_path: Path) -> None:
-    whole = _train(recipe(), tmp_path / "whole")
-    _train(recipe(length={"max_steps": 2}), tmp_path / "cut")
-    resumed = _train(recipe(), tmp_path / "cut")
-    assert [line["step"] for line in resumed] == [1, 2, 3, 4]
-    for name in ("loss", "plain_loss", "grad_norm", "lr", "epoch", "bucket", "images_seen"):
-        assert [line[name] for line in resumed] == [line[name] for line in whole]
-    for name in ("prior", "text_encoder", "optimizer"):
-        one, two = (load_file(tmp_path / at / "checkpoints/step-4" / f"{name}.safetensors") for at in ("whole", "cut"))
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[key], two[key]) for key in one)
+def lines(folder: Path, kind: str = "step") -> list[Line]:
+    return [line for line in logs.read_metrics(folder / "metrics.jsonl") if line["kind"] == kind]
+
+
+def files(folder: Path, step: int) -> list[Path]:
+    return sorted((folder / f"checkpoints/step-{step}").glob("*.safetensors"))
+
+
+def prepared(recipe: TrainRecipe, folder: Path) -> tuple[Training, Plain]:
+    run = worker.prepare(recipe, folder=RunFolder(folder), origin=ORIGIN)
+    return run, Plain(run.task.model, part=recipe.optimizer, batch=recipe.batch, work=recipe.workers)
+
+
+@pytest.mark.parametrize("tables", [WHOLE, LORA], ids=["whole", "lora"])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(recipe: Make, tmp_path: Path, tables: Line) -> None:
+    train(recipe(**tables, length={"max_steps": 6}, checkpoint={"every_steps": 6}), tmp_path / "whole")
+    train(recipe(**tables, length={"max_steps": 3}), tmp_path / "cut")
+    train(recipe(**tables, length={"max_steps": 6}), tmp_path / "cut")
+    whole, cut = lines(tmp_path / "whole"), lines(tmp_path / "cut")
+    assert [line["step"] for line in cut] == [1, 2, 3, 4, 5, 6]
+    for name in ("loss", "plain_loss", "grad_norm", "lr", "epoch", "bucket", "images_seen", "loss_time_0"):
+        assert [line[name] for line in cut] == [line[name] for line in whole], name
+    assert [path.name for path in files(tmp_path / "cut", 6)] == [path.name for path in files(tmp_path / "whole", 6)]
+    for one, two in zip(files(tmp_path / "whole", 6), files(tmp_path / "cut", 6), strict=True):
+        assert one.read_bytes() == two.read_bytes(), one.name
+    states = [(tmp_path / at / "checkpoints/step-6/state.json").read_text() for at in ("whole", "cut")]
+    assert states[0] == states[1]
+
+
+def test_a_stop_in_the_middle_of_the_second_epoch_loses_nothing(recipe: Make, tmp_path: Path) -> None:
+    made = recipe(**FLOAT32, length={"max_steps": None, "epochs": 2}, checkpoint={"every_steps": 100})
+    assert train(made, tmp_path / "whole")
+    assert not train(made, tmp_path / "cut", wish=lambda step: "stop" if step == 8 else None)
+    found = checkpoint.newest(tmp_path / "cut/checkpoints")
+    assert found is not None
+    assert (found.state.step, found.state.epoch) == (8, 1)
+    assert train(made, tmp_path / "cut")
+    whole, cut = lines(tmp_path / "whole"), lines(tmp_path / "cut")
+    assert [line["loss"] for line in cut] == [line["loss"] for line in whole]
+    assert [line["resumed_from"] for line in lines(tmp_path / "cut", "start")] == [None, 8]
+    last = whole[-1]["step"]
+    assert files(tmp_path / "cut", last)[0].read_bytes() == files(tmp_path / "whole", last)[0].read_bytes()
+
+
+def test_a_wish_saves_and_training_goes_on(recipe: Make, tmp_path: Path) -> None:
+    made = recipe(checkpoint={"every_steps": 100}, length={"max_steps": 3})
+    assert train(made, tmp_path, wish=lambda step: "save" if step == 1 else None)
+    assert [line["step"] for line in lines(tmp_path, "checkpoint")] == [1, 3]
+    assert all(line["bytes"] > 0 for line in lines(tmp_path, "checkpoint"))
 
 
 def test_training_lowers_the_loss_of_the_same_images_noise_and_times(recipe: Make, tmp_path: Path) -> None:
-    made = recipe(optimizer={"prior_learning_rate": 1e-3, "warmup_steps": 0}, length={"max_steps": 8})
-    run = worker.prepare(made, folder=RunFolder(tmp_path), origin=ORIGIN)
-    engine = Plain(run.model, run.adafactor, part=run.optimizer, batch=run.batch, work=made.workers)
+    tables = {"optimizer": {"prior_learning_rate": 1e-3, "warmup_steps": 0}, "length": {"max_steps": 8}}
+    run, engine = prepared(recipe(**tables, **FLOAT32), tmp_path)
+    run.task.model.eval()
+    loop = Loop(run, engine, found=None)
 
-    def loss() -> float:
-        run.model.eval()
-        with torch.no_grad():
-            micros = [micro for step in (1, 2, 3) for micro in loop.load(run, step, engine=engine)[1]]
-            found = [prior.losses(run.model, one, tokenizer=run.tokenizer, device=engine.device) for one in micros]
-        return float(torch.stack([one.loss for one in found]).mean())
+    def losses() -> list[float]:
+        coming = Prefetch(
+            run.loader, run.order, steps=range(1, 4), epochs=None, indices=loop.indices, part=run.recipe.data
+        )
+        return [loop.step(batch, micros).loss for batch, micros in coming]
 
-    before = loss()
-    loop.train(run, engine, after=0)
-    assert loss() < 0.9 * before
+    before = losses()
+    losses()
+    assert sum(losses()) < 0.9 * sum(before)
 
 
 def test_a_step_is_the_same_in_micro_batches_of_any_size(recipe: Make, tmp_path: Path) -> None:
-    float32 = {"workers": {"precision": "float32"}, "length": {"max_steps": 1}}
     found = []
     for size in (1, 4):
-        run = worker.prepare(recipe(batch={"micro_batch": size}, **float32), folder=RunFolder(tmp_path), origin=ORIGIN)
-        run.model.eval()  # dropout goes by micro-batch
-        engine = Plain(run.model, run.adafactor, part=run.optimizer, batch=run.batch, work=recipe(**float32).workers)
-        batch, micros = loop.load(run, 1, engine=engine)
-        found.append(loop.update(run, engine, batch=batch, micros=micros))
+        run, engine = prepared(recipe(batch={"micro_batch": size}, length={"max_steps": 1}, **FLOAT32), tmp_path)
+        run.task.model.eval()  # dropout goes by micro-batch
+        loop = Loop(run, engine, found=None)
+        batch = run.order.batch(1)
+        found.append(loop.step(batch, [run.loader.micro(batch, index) for index in loop.indices]))
+    assert torch.equal(found[0].time_N, found[1].time_N)
+    torch.testing.assert_close(found[0].plain_N, found[1].plain_N, rtol=1e-5, atol=0)
     assert found[0].loss == pytest.approx(found[1].loss, rel=1e-5)
-    assert found[0].gradient_norm == pytest.approx(found[1].gradient_norm, rel=1e-4)
+    assert found[0].norm == pytest.approx(found[1].norm, rel=1e-4)
+
+
+def test_every_micro_batch_has_a_worker_and_what_is_over_is_padding(recipe: Make, tmp_path: Path) -> None:
+    run, engine = prepared(recipe(batch={"effective_batch": 4, "micro_batch": 1}), tmp_path)
+
+    def of(rank: int, workers: int) -> list[int]:
+        engine.rank, engine.workers = rank, workers
+        return Loop(run, engine, found=None).indices
+
+    assert [of(rank, 2) for rank in range(2)] == [[0, 1], [2, 3]]
+    assert [of(rank, 3) for rank in range(3)] == [[0, 1], [2, 3], [3, 3]]
+    assert [of(rank, 5) for rank in range(5)] == [[0], [1], [2], [3], [3]]
+
+
+def test_a_micro_batch_of_padding_changes_nothing(recipe: Make, tmp_path: Path) -> None:
+    found = []
+    for padding in (0, 1):
+        run, engine = prepared(recipe(batch={"effective_batch": 2, "micro_batch": 1}, **FLOAT32), tmp_path)
+        loop = Loop(run, engine, found=None)
+        batch = run.order.batch(1)
+        micros = [run.loader.micro(batch, index) for index in loop.indices]
+        found.append(loop.step(batch, micros + micros[-1:] * padding))
+    assert found[0].norm == found[1].norm
+    assert found[0].loss == found[1].loss
 
 
 def test_bfloat16_arithmetic_leaves_the_weights_in_float32(recipe: Make, tmp_path: Path) -> None:
-    _train(recipe(length={"max_steps": 1}), tmp_path)
+    train(recipe(length={"max_steps": 1}), tmp_path)
     saved = load_file(tmp_path / "checkpoints/step-1/prior.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     weight = saved["clf.1.weight"]
@@ -78,44 +150,107 @@ def test_bfloat16_arithmetic_leaves_the_weights_in_float32(recipe: Make, tmp_pat
 
 
 def test_a_frozen_text_encoder_stays_as_it_was(recipe: Make, tiny: Path, tmp_path: Path) -> None:
-    _train(recipe(optimizer={"text_encoder_learning_rate": None}, length={"max_steps": 1}), tmp_path)
+    train(recipe(optimizer={"text_encoder_learning_rate": None}, length={"max_steps": 1}), tmp_path)
     after = load_file(tmp_path / "checkpoints/step-1/text_encoder.safetensors")
     before = load_file(tiny / "prior/text_encoder/model.safetensors")
     assert all(torch.equal(after[name], before[name]) for name in after)
+    assert lines(tmp_path)[0]["lr_text_encoder"] is None
 
 
-def test_a_loss_that_is_not_a_number_names_its_rows_and_leaves_the_checkpoint(
-    recipe: Make, curated: Path, tmp_path: Path
-) -> None:
-    broken = tmp_path / "curated"
-    (broken / "latents/256x256").mkdir(parents=True)
-    (broken / "catalogue.parquet").write_bytes((curated / "catalogue.parquet").read_bytes())
-    (broken / "latents/320x192").symlink_to(curated / "latents/320x192")
-    path = "latents/256x256/00000.safetensors"
+def test_adapters_alone_are_saved(recipe: Make, tmp_path: Path) -> None:
+    train(recipe(**LORA, length={"max_steps": 1}), tmp_path)
+    assert [path.name for path in files(tmp_path, 1)] == [
+        "ema_lora.safetensors",
+        "lora.safetensors",
+        "optimizer.safetensors",
+    ]
+    with safe_open(tmp_path / "checkpoints/step-1/lora.safetensors", framework="pt") as file:
+        assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in file.keys())  # noqa: SIM118
+        assert (file.metadata()["lora_rank"], file.metadata()["lora_alpha"]) == ("2", "16.0")
+
+
+def test_a_checkpoint_says_what_it_is_and_loads_as_a_model(recipe: Make, tiny: Path, tmp_path: Path) -> None:
+    made = recipe(length={"max_steps": 1}, text={"mask_padding": False, "tokens": 152})
+    train(made, tmp_path)
+    found = modelfile.prior(str(tmp_path), field="model.prior")
+    said = found.unet.metadata
+    assert said["text_mask"] == "unmasked"
+    assert said["text_tokens"] == "152"
+    assert said["compression"] == "32"
+    assert (said["recipe"], said["base"]) == ("cd" * 32, str(tiny / "prior"))
+    assert (said["step"], said["images_seen"], said["licence"]) == ("1", "4", made.export.licence)
+    assert json.loads(said["config"]) == json.loads(json.dumps(found.unet.config))
+
+
+@pytest.fixture
+def broken(curated: Path, tmp_path: Path) -> Path:
+    """The curate run with latents of one bucket that are not finite."""
+    folder = tmp_path / "curated"
+    (folder / "latents/256x256").mkdir(parents=True)
+    for path in curated.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "latents/320x192").symlink_to(curated / "latents/320x192")
+    path = Path("latents/256x256/00000.safetensors")
     latents = load_file(curated / path)["latents"]
     latents[:] = float("nan")
-    save_file({"latents": latents}, broken / path)
-    with pytest.raises(RunFailed, match=r"step \d: loss is not finite for 4 of 4 images of bucket 256x256: 0{60}"):
-        _train(recipe(data={"curated": str(broken)}, length={"max_steps": 6}), tmp_path / "run")
+    with safe_open(curated / path, framework="pt") as file:
+        save_file({"latents": latents}, folder / path, metadata=file.metadata())
+    return folder
+
+
+def test_bad_steps_are_skipped_and_counted_and_harm_nothing(recipe: Make, broken: Path, tmp_path: Path) -> None:
+    tables = {"data": {"curated": str(broken)}, "guard": {"max_bad_steps": 100}, "length": {"max_steps": 6}}
+    train(recipe(**tables, **WHOLE), tmp_path / "run")
+    told = lines(tmp_path / "run")
+    assert [line["skipped"] for line in told] == [
+        "loss: not finite" if line["bucket"] == "256x256" else None for line in told
+    ]
+    skipped = [line for line in told if line["skipped"]]
+    assert skipped
+    assert all(len(line["skipped_ids"]) == 4 and line["loss"] is None for line in skipped)
+    assert "skipped_ids" not in next(line for line in told if line["skipped"] is None)
     found = checkpoint.newest(tmp_path / "run/checkpoints")
-    assert found is None or all(bool(x.isfinite().all()) for x in load_file(found.path / "prior.safetensors").values())
+    assert found is not None
+    assert (found.state.step, found.state.updates) == (6, 6 - len(skipped))
+    assert len(found.state.recent_losses) == found.state.updates
+    assert all(math.isfinite(loss) for loss in found.state.loss_buckets or [])
+    for path in files(tmp_path / "run", 6):
+        assert all(bool(tensor.isfinite().all()) for tensor in load_file(path).values()), path.name
+
+
+def test_too_many_bad_steps_end_the_run_with_the_rows_named(recipe: Make, broken: Path, tmp_path: Path) -> None:
+    tables = {"data": {"curated": str(broken)}, "guard": {"max_bad_steps": 2}, "length": {"max_steps": 12}}
+    with pytest.raises(RunFailed, match=r"step \d+: loss: not finite; 2 bad steps in a row .* rows 0{60}.*is good"):
+        train(recipe(**tables), tmp_path / "run")
+    told = lines(tmp_path / "run")
+    assert [line["skipped"] for line in told[-2:]] == ["loss: not finite"] * 2
+
+
+def test_weights_for_painting_are_those_of_the_step_in_bfloat16(recipe: Make, tmp_path: Path) -> None:
+    tables = {"samples": {"every_steps": 2, "prompts": ["a"]}, "length": {"max_steps": 2}}
+    train(recipe(**tables), tmp_path)
+    (line,) = lines(tmp_path, "snapshot")
+    assert (line["step"], line["folder"]) == (2, str(tmp_path / ".snapshots/step-2"))
+    for name in ("prior", "text_encoder"):
+        kept = load_file(tmp_path / f"checkpoints/step-2/{name}.safetensors")
+        shown = load_file(Path(line["folder"]) / f"{name}.safetensors")
+        assert shown.keys() == kept.keys()
+        assert all(torch.equal(shown[key], kept[key].bfloat16()) for key in kept)
 
 
 def test_metrics_say_what_the_report_needs(recipe: Make, tmp_path: Path) -> None:
-    (line,) = _train(recipe(length={"max_steps": 1}), tmp_path)
-    names = {"time", "kind", "step", "loss", "grad_norm", "lr", "images_seen", "images_per_second", "epoch"}
-    assert names | {"data_wait_share"} <= line.keys()
-    assert (line["kind"], line["step"], line["images_seen"], line["lr"]) == ("step", 1, 4, 5e-6)
-
-
-def test_a_checkpoint_of_another_model_is_refused_in_one_line(recipe: Make, tmp_path: Path) -> None:
-    _train(recipe(length={"max_steps": 1}), tmp_path)
-    folder = tmp_path / "checkpoints/step-1"
-    tensors = load_file(folder / "prior.safetensors")
-    tensors["clf.1.bias"] = torch.zeros(3)
-    save_file(tensors, folder / "prior.safetensors")
-    state = json.loads((folder / "state.json").read_text())
-    state["sha256"]["prior.safetensors"] = checkpoint._sha256(folder / "prior.safetensors")
-    (folder / "state.json").write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match=r"tensor clf\.1\.bias has shape \(3,\), should have \(16,\)"):
-        _train(recipe(length={"max_steps": 2}), tmp_path)
+    train(recipe(length={"max_steps": 1}), tmp_path)
+    (start,) = lines(tmp_path, "start")
+    assert start["tflops_ceiling"] > 0
+    assert (start["workers"], start["zero_stage"], start["device"], start["resumed_from"]) == (1, 0, "cpu", None)
+    (line,) = lines(tmp_path)
+    assert line.keys() == {
+        *("time", "kind", "step", "loss", "plain_loss", "loss_time_0", "loss_time_1", "loss_time_2", "loss_time_3"),
+        *("grad_norm", "lr", "lr_text_encoder", "images_seen", "images_per_second", "data_wait_share", "mfu"),
+        *("memory_gb", "epoch", "bucket", "workers", "skipped"),
+    }
+    assert (line["step"], line["images_seen"], line["lr"], line["lr_text_encoder"]) == (1, 4, 5e-6, 2e-6)
+    assert 0 < line["mfu"] < 1
+    assert 0 <= line["data_wait_share"] <= 1
+    assert line["memory_gb"] > 0
