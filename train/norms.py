@@ -1,9 +1,9 @@
 """Norms of the UNet that take and give their input's dtype, with float32 inside whatever that is (float64 stays).
 
-Autocast would make them float32: under it torch.nn.functional.layer_norm and torch.norm give float32, and so the state
-and all that is kept for the backward pass would be twice as large. None of the functions here is on autocast's lists,
-or it is switched off for them. Eager, each keeps its input alone for the backward pass; inside of torch.compile the
-plain formulas are used, which the compiler fuses with what stands around them.
+Autocast on a GPU would make them float32 (layer_norm, norm and addcmul are on its lists), and so the state and all that
+is kept for the backward pass would be twice as large; it is switched off for them. Eager, each keeps its input alone
+for the backward pass; inside of torch.compile the plain formulas are used, which the compiler fuses with what stands
+around them.
 
 Shapes: B batch, H and W cells, C channels.
 
@@ -15,14 +15,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 EPSILON = 1e-6  # Stability-AI/StableCascade 7a7d341 modules/common.py: of each LayerNorm and of GlobalResponseNorm
 
 
 def layer_norm(x: Tensor) -> Tensor:
     """Layer norm of the last axis, without weights."""
-    normed: Tensor = torch.native_layer_norm(x, x.shape[-1:], None, None, EPSILON)[0]
-    return normed
+    with torch.autocast(x.device.type, enabled=False):
+        return functional.layer_norm(x, x.shape[-1:], eps=EPSILON)
 
 
 def scale_shift(x_BHWC: Tensor, *, scale_B11C: Tensor, shift_B11C: Tensor) -> Tensor:
@@ -100,7 +101,10 @@ class _ResponseNorm(torch.autograd.Function):
         shared_B111 = (relative_gradient_B11C * norm_B11C).mean(dim=-1, keepdim=True) / mean_B111
         norm_gradient_B11C = (relative_gradient_B11C - shared_B111) / mean_B111
         factor_B11C = torch.where(norm_B11C > 0, norm_gradient_B11C / norm_B11C, 0)
-        x_gradient_BHWC = _scaled(x_BHWC, factor_B11C, gradient_BHWC * (1 + gamma_wide_111C * norm_B11C / mean_B111))
+        # The smaller of the two terms is the one that is rounded to the dtype of x in between
+        x_gradient_BHWC = torch.mul(x_BHWC, factor_B11C, out=torch.empty_like(x_BHWC))
+        scale_B11C = 1 + gamma_wide_111C * norm_B11C / mean_B111
+        x_gradient_BHWC = _scaled(gradient_BHWC, scale_B11C, x_gradient_BHWC)
         gamma_gradient_111C = (product_B11C * norm_B11C / mean_B111).sum(dim=0, keepdim=True)
         beta_gradient_111C = _sum(gradient_BHWC).sum(dim=0, keepdim=True)
         return x_gradient_BHWC, gamma_gradient_111C.to(gamma_111C), beta_gradient_111C.to(gamma_111C)

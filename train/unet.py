@@ -13,7 +13,7 @@ Kind: actor.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -172,7 +172,7 @@ class CascadeUNet(nn.Module):
                 level.recompute(place, int((number + 1) * share) > int(number * share))
                 number += 1
 
-    def compile_blocks(self, backend: str = "inductor") -> None:
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile each layer with torch.compile: one code for all layers of a form, and for all sizes from the second.
 
         The first steps take minutes. What is computed stays the same to rounding; dropout draws other numbers.

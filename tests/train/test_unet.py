@@ -6,9 +6,12 @@ import pytest
 import torch
 from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from sote.cluster.errors import CheckpointError
 from sote.train import standins
+from sote.train.blocks import Attention, ResBlock
 from sote.train.unet import CascadeUNet, Config
 
 PRIOR, DECODER = standins.PRIOR_CONFIG, standins.DECODER_CONFIG
@@ -17,6 +20,18 @@ WIDTH = standins.TEXT_WIDTH
 SWITCHED = PRIOR | {"switch_level": (True,), "dropout": 0.0}
 # Stage B with all that the stand-in leaves out: repeats on the way down, odd patch sizes, an odd time embedding
 UNUSUAL = DECODER | {"down_blocks_repeat_mappers": (2, 1, 1, 2), "timestep_ratio_embedding_dim": 33, "clip_seq": 3}
+
+# Stage C with a single level of three layers, all of one form
+ONE = PRIOR | {
+    "down_num_layers_per_block": (2,),
+    "up_num_layers_per_block": (1,),
+    "down_blocks_repeat_mappers": (1,),
+    "up_blocks_repeat_mappers": (1,),
+    "block_types_per_layer": PRIOR["block_types_per_layer"][:1],
+    "block_out_channels": (64,),
+    "num_attention_heads": (2,),
+    "dropout": 0.1,
+}
 
 
 def _inputs(config: Config, *, height: int, width: int, batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
@@ -148,34 +163,149 @@ def test_times_that_are_one_in_bfloat16_are_told_apart_by_bfloat16_weights(prior
     assert torch.nn.functional.cosine_similarity(*(pair[1] - pair[0] for pair in (exact, found)), dim=1).mean() > 0.5
 
 
-def _state_dtypes(model: CascadeUNet, run: Callable[[], Tensor]) -> set[torch.dtype]:
-    """The dtypes of what every block gives, and of the four-fold state within."""
-    found = set()
-    kinds = (nn.Linear, nn.GELU, nn.Conv2d)
+def _not_of_the_state(model: CascadeUNet, run: Callable[[], Tensor]) -> dict[str, torch.dtype]:
+    """Modules that give something else than bfloat16, apart from the mapping of the time."""
+    found = {}
     handles = [
-        module.register_forward_hook(lambda _module, _inputs, output: found.add(output.dtype))
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: found.update({name: output.dtype}))
         for name, module in model.named_modules()
-        if (isinstance(module, kinds) and ".mapper" not in name) or hasattr(module, "gamma") or name.count(".") == 2
         if ".mapper" not in name
     ]
-    run()
+    assert run().dtype is torch.bfloat16
     for handle in handles:
         handle.remove()
-    return found
+    return {name: dtype for name, dtype in found.items() if dtype is not torch.bfloat16}
 
 
-def test_nothing_of_the_state_is_float32_under_autocast_or_with_bfloat16_weights(prior: CascadeUNet) -> None:
+def test_nothing_of_the_state_is_float32_with_bfloat16_weights_or_under_autocast(prior: CascadeUNet) -> None:
     inputs = _inputs(prior.config, height=4, width=4)
     wanted = _run(prior.eval(), inputs)
     low = copy.deepcopy(prior).eval().bfloat16()
-    assert _state_dtypes(low, lambda: _run(low, inputs)) == {torch.bfloat16}
+    assert not _not_of_the_state(low, lambda: _run(low, inputs))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert _state_dtypes(prior, lambda: _run(prior, inputs)) == {torch.bfloat16}
+        assert not _not_of_the_state(prior, lambda: _run(prior, inputs)).keys() - {"embedding.0"}  # the input itself
         found = _run(prior, inputs)
-    # bfloat16 has 8 bits: a fiftieth of the outputs' deviation after ten blocks
+    # bfloat16 has 8 bits: a fiftieth of the outputs' deviation after ten layers
     for output in (found, _run(low, inputs)):
-        assert output.dtype is torch.bfloat16
         assert (output.float() - wanted).std() < 0.02 * wanted.std()
+
+
+def test_nothing_of_the_state_is_float32_under_a_gpus_autocast_either() -> None:
+    """Its list is longer than the CPU's: it has every norm. Tensors without content stand for those of a GPU."""
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = CascadeUNet(Config.of(ONE))
+        inputs = {
+            name: torch.empty(part.shape, device="cuda")
+            for name, part in _inputs(model.config, height=4, width=4).items()
+        }
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast does nothing where there is no GPU
+        try:
+            assert torch.nn.functional.layer_norm(inputs["noised_BCHW"].bfloat16(), (4,)).dtype is torch.float32
+            assert not _not_of_the_state(model, lambda: _run(model, inputs)).keys() - {"embedding.0"}
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+
+
+def _learn(model: CascadeUNet, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Output and gradients."""
+    torch.manual_seed(7)
+    model.zero_grad()
+    output = _run(model, inputs)
+    output.square().mean().backward()
+    return output.detach(), [parameter.grad for parameter in model.parameters()]
+
+
+def _operations(model: CascadeUNet, inputs: dict[str, Tensor]) -> int:
+    """Floating point operations of both directions."""
+    with FlopCounterMode(display=False) as counter:
+        _learn(model, inputs)
+    return counter.get_total_flops()
+
+
+@pytest.fixture
+def dropping() -> CascadeUNet:
+    """With dropout, in training."""
+    return _ours(_theirs(ONE)).train()
+
+
+def test_layers_computed_twice_change_neither_output_nor_gradients_nor_dropout(dropping: CascadeUNet) -> None:
+    inputs = _inputs(dropping.config, height=4, width=6)
+    output, gradients = _learn(dropping, inputs)
+    once = _operations(dropping, inputs)
+    for share, layers in ((0.4, 1), (1.0, 3)):
+        dropping.checkpoint_blocks(share)
+        again, gradients_again = _learn(dropping, inputs)
+        assert torch.equal(again, output)
+        assert all(torch.equal(*pair) for pair in zip(gradients, gradients_again, strict=True))
+        # A step is one forward and two backward, of three layers. A layer's last product is not computed again
+        assert 0.7 * layers / 9 < _operations(dropping, inputs) / once - 1 < layers / 9
+    dropping.checkpoint_blocks(0.0)
+    assert _operations(dropping, inputs) == once
+
+
+def test_keeping_little_costs_no_matrix_product(dropping: CascadeUNet) -> None:
+    inputs = _inputs(dropping.config, height=4, width=6)
+    (output, gradients), once = _learn(dropping, inputs), _operations(dropping, inputs)
+    for module in dropping.modules():
+        if isinstance(module, ResBlock):
+            assert module.keep_little
+            module.keep_little = False
+    again, gradients_again = _learn(dropping, inputs)
+    assert torch.equal(again, output)
+    assert all(torch.equal(*pair) for pair in zip(gradients, gradients_again, strict=True))
+    assert _operations(dropping, inputs) == once
+
+
+def test_compiled_layers_are_one_graph_for_all_of_a_form_and_give_the_same() -> None:
+    model = _ours(_theirs(ONE | {"dropout": 0.0}))
+    inputs = _inputs(model.config, height=4, width=6)
+    output, gradients = _learn(model, inputs)
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _example: list[Any]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    model.compile_blocks(backend)
+    again, gradients_again = _learn(model, inputs)
+    assert len(graphs) == 1
+    torch.testing.assert_close(again, output, atol=1e-5, rtol=1e-5)
+    for pair in zip(gradients, gradients_again, strict=True):
+        torch.testing.assert_close(*pair, atol=1e-6, rtol=1e-4)
+
+
+def test_attention_drops_probabilities_in_training_alone() -> None:
+    torch.manual_seed(0)
+    attention = Attention(8, heads=2, dropout=0.3).train()
+    tokens = torch.randn(1, 5, 8).expand(4000, 5, 8)
+    with torch.no_grad():
+        drawn = attention(tokens, tokens)
+        exact = attention.eval()(tokens[:1], tokens[:1])[0]
+    assert drawn.std(dim=0).min() > 0
+    assert (drawn == 0).sum() == 0  # dropping after the projection would give zeros
+    torch.testing.assert_close(drawn.mean(dim=0), exact, atol=0.03, rtol=0.05)
+
+
+def test_the_initialisation_is_stabilitys_and_depends_on_the_seed_alone() -> None:
+    model, again, other = (CascadeUNet(Config.of(DECODER)) for _ in range(3))
+    for unet, seed in ((model, 3), (again, 3), (other, 4)):
+        unet.initialise(seed)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), again.parameters(), strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(model.parameters(), other.parameters(), strict=True))
+    weights = dict(model.named_parameters())
+    for name in ("clf.1.weight", "down_blocks.0.1.mapper.weight", "up_blocks.0.1.mapper_sca.weight"):
+        assert weights[name].abs().max() == 0
+    assert weights["effnet_mapper.2.weight"].std().item() == pytest.approx(0.02, rel=0.1)
+    narrow = weights["down_blocks.1.0.channelwise.4.weight"]
+    # Xavier's bound, by the root of the five layers on the way down
+    bound = (6 / sum(narrow.shape)) ** 0.5 / 5**0.5
+    assert narrow.abs().max().item() == pytest.approx(bound, rel=0.02)
+    query = weights["down_blocks.2.2.attention.to_q.weight"]
+    assert query.abs().max().item() == pytest.approx((6 / (4 * len(query))) ** 0.5, rel=0.02)
+    found = _run(model, _inputs(model.config, height=16, width=16))
+    assert found.abs().max() == 0
 
 
 def test_pooled_text_may_lack_its_axis_and_stage_c_needs_its_text(prior: CascadeUNet) -> None:
