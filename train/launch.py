@@ -1,6 +1,7 @@
 """Training on Ray: one TorchTrainer, a DeepSpeed engine in each worker, progress for people on the driver.
 
-Workers find the newest checkpoint by themselves, so a run continues whether Ray restarts them or the user does.
+Workers find the newest checkpoint by themselves, so a run continues whether Ray restarts them or the user does, with as
+many workers as there are.
 
 Kind: wiring.
 """
@@ -8,60 +9,111 @@ Kind: wiring.
 import json
 import os
 import shutil
-import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.exceptions
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 # the classes that ray.train gives as FailureConfig, ...: from here a type checker sees the same ones
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
-from sote.cluster import errors, logs, session, storage
+from sote.cluster import errors, logs, session, storage, weights
 from sote.cluster import recipe as recipes
-from sote.cluster.errors import RunFailed, SoteError
+from sote.cluster.errors import RecipeError, RunFailed, SoteError
+from sote.cluster.page import counted, number
 from sote.cluster.storage import RunFolder
-from sote.train import checkpoint, plan
+from sote.data import encode, files
+from sote.train import batches, checkpoint, stopping
+from sote.train.batches import Order, last_step
 from sote.train.checkpoint import Origin
+from sote.train.following import Follower, say
+from sote.train.painting import Paint, Painting, left_over
 from sote.train.recipe import TrainRecipe
+from sote.train.stopping import Listening, Stopping, Wishes
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at metrics.jsonl, for the progress bar
+SECONDS_TO_END = 5.0  # for the workers, after one of them has written down an error of ours
 CONTROLLER_FAILURES = 2  # Ray's default is to try for ever when workers cannot be had
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # "0": Ray Train does not look for nodes that will be taken away
 
 
-def run(recipe: TrainRecipe, *, folder: RunFolder, address: str | None) -> None:
-    """Train to the end of the recipe, from the newest checkpoint if there is one.
+def run(recipe: TrainRecipe, *, folder: RunFolder, address: str | None, paint: Paint | None = None) -> None:
+    """Train to the end of the recipe, from the newest checkpoint if there is one; `paint` makes the sample pictures.
 
-    Raises the SoteError that a worker raised; what else stops a worker is tried again from the last checkpoint, and
-    raises after `workers.max_failures` times.
+    Raises the SoteError that a worker raised, and Stopped where the user or the machine wanted the run to end. What
+    else stops a worker is tried again from the last checkpoint, and raises after `workers.max_failures` times.
     """
-    planned = plan.plan(recipe)
-    steps = planned.steps
+    steps, origin = course(recipe)
     there = checkpoint.newest(folder.checkpoints)
     done = there.state.step if there is not None else 0
+    paints = paint if recipe.samples is not None else None
     if done >= steps:
-        print(f"  train: complete already, at step {done} of {steps}", file=sys.stderr)
-        return
+        say(f"complete already, at step {number(done)} of {number(steps)}")
+        if paints is None or not left_over(folder, done=done):
+            return
+    with Stopping(folder) as stop, session.connect(address):
+        stop.listen()
+        spare = _spare_cores(recipe, address)
+        painting = _painting(recipe, folder, paints, done=done, has_spare_core=spare >= 1)
+        if done < steps:
+            say(_first_words(recipe, steps=steps, done=done))
+            trainer = _trainer(recipe, folder, origin=origin)
+            _train_through(trainer, folder, stop, painting=painting, steps=(done, steps))
+        if painting is not None and not painting.finish(is_stopped=lambda: stop.asked):
+            raise stop.ended(step=steps, saved=steps)
+    if painting is not None and (summary := painting.summary()):
+        say(summary)
+    shutil.rmtree(folder.root / ".ray", ignore_errors=True)
+
+
+def course(recipe: TrainRecipe) -> tuple[int, Origin]:
+    """The last step of a run, and what its checkpoints say of where they come from."""
+    loader = batches.make_loader(recipe)
+    order = Order(loader.rows, effective_batch=recipe.batch.effective_batch, seed=recipe.batch.seed)
+    places = loader.rows.latents
+    if places is not None:
+        says = loader.inputs.store.facts(places.shards[0]).says
+        compression, encoder = float(says["compression"]), says["encoder_sha256"]
+    else:
+        path = weights.locate(recipe.data.encoder, field="data.encoder")
+        compression, encoder = (
+            loader.inputs.compression,
+            encode.sha256_of(path if path.is_file() else path / encode.FILE),
+        )
+    return last_step(recipe.length, order), Origin(recipes.digest(recipe), compression, encoder)
+
+
+def _train_through(
+    trainer: TorchTrainer, folder: RunFolder, stop: Stopping, *, painting: Painting | None, steps: tuple[int, int]
+) -> None:
+    """Train from the first of `steps` to the second, and show how it goes. Raises as `run` does."""
+    done, last = steps
     failure = _failure_file(folder)
     failure.unlink(missing_ok=True)
-    latents = planned.latents
-    origin = Origin(recipes.digest(recipe), latents.compression, latents.encoder_sha256)
-    with session.connect(address), logs.progress("train", steps - done, unit="steps") as advance:
-        fit = _Fit(_trainer(recipe, folder, origin=origin))
-        follower = _Follower(folder.metrics, advance, done)
+    follower = Follower(folder.metrics, done=done)
+    with logs.progress("train", last - done, unit="steps") as advance:
+        fit = _Fit(trainer)
         fit.start()
-        while fit.is_alive():
+        # before a start nothing is to be saved; after an error of ours Ray would only start the workers once more
+        while fit.is_alive() and not (stop.asked and not follower.starts) and not failure.exists():
             fit.join(SECONDS_BETWEEN_LOOKS)
-            follower.look()
+            for line in follower.look(advance):
+                if painting is not None:
+                    painting.add(int(line["step"]), Path(line["folder"]))
+            if painting is not None and not stop.asked:
+                painting.look()
     if failure.exists():
+        fit.join(SECONDS_TO_END)
         raise _read_failure(failure)
+    if stop.asked and follower.saved < last:
+        raise stop.ended(step=follower.last, saved=follower.saved)
     if not fit.finished:
         raise RunFailed(_lines(fit.error)) from fit.error
-    shutil.rmtree(failure.parent, ignore_errors=True)
 
 
 class _Fit(threading.Thread):
@@ -71,37 +123,56 @@ class _Fit(threading.Thread):
         super().__init__(name="fit", daemon=True)
         self.trainer = trainer
         self.finished = False
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
             self.trainer.fit()
             self.finished = True
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            self.error = error
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError, SystemExit) as error:
+            self.error = error  # SystemExit is what Ray raises in a thread that waits while it is shut down
 
 
-class _Follower:
-    """Advances a progress bar by the steps that appear in metrics.jsonl from now on."""
+def _first_words(recipe: TrainRecipe, *, steps: int, done: int) -> str:
+    work = recipe.workers
+    fewest = f"{work.min_count} to " if _is_elastic(recipe) else ""
+    where = f"from step {number(done)}" if done else "from the start"
+    return (
+        f"{fewest}{counted(work.count, 'worker')} on {'GPUs' if work.use_gpu else 'CPU'}, ZeRO stage "
+        f"{work.zero_stage}, {work.precision}; {counted(steps - done, 'step')} to do, {where}"
+    )
 
-    def __init__(self, path: Path, advance: logs.Advance, done: int) -> None:
-        self.path, self.advance, self.highest = path, advance, done
-        self.place = path.stat().st_size if path.exists() else 0
-        self.rest = ""
 
-    def look(self) -> None:
-        if not self.path.exists():
-            return
-        with self.path.open(encoding="utf-8") as file:
-            file.seek(self.place)
-            lines = (self.rest + file.read()).split("\n")
-            self.place = file.tell()
-        self.rest = lines.pop()
-        found = [json.loads(line) for line in lines if line]
-        newest = max((line["step"] for line in found if line["kind"] == "step"), default=self.highest)
-        if newest > self.highest:
-            self.advance(newest - self.highest)
-            self.highest = newest
+def _is_elastic(recipe: TrainRecipe) -> bool:
+    return recipe.workers.min_count is not None and recipe.workers.min_count < recipe.workers.count
+
+
+def _spare_cores(recipe: TrainRecipe, address: str | None) -> float:
+    """Cores of the cluster that no worker takes. Raises RecipeError where an own Ray has too little for the run.
+
+    A cluster at an address may grow, so it is not held to what it has now.
+    """
+    work = recipe.workers
+    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    fewest = work.min_count if work.min_count is not None else work.count
+    needs = (("CPU", work.cpus_per_worker * fewest), ("GPU", fewest if work.use_gpu else 0))
+    for name, need in needs:
+        if address is None and need > has.get(name, 0):
+            raise RecipeError(
+                f"workers: {counted(fewest, 'worker')} need {need} {name}s, here are {has.get(name, 0):g}; set "
+                f"workers.{'use_gpu = false' if name == 'GPU' else 'count'}{'' if name == 'GPU' else ' lower'}"
+            )
+    if address is None and recipe.samples is not None and recipe.samples.use_gpu and not has.get("GPU"):
+        raise RecipeError("samples.use_gpu: there is no GPU here; leave it out, and the CPU paints")
+    return has.get("CPU", 0) - work.cpus_per_worker * work.count
+
+
+def _painting(
+    recipe: TrainRecipe, folder: RunFolder, paint: Paint | None, *, done: int, has_spare_core: bool
+) -> Painting | None:
+    if paint is None or recipe.samples is None:
+        return None
+    return Painting(folder, recipe.samples, paint, done=done, has_spare_core=has_spare_core)
 
 
 def _trainer(recipe: TrainRecipe, folder: RunFolder, *, origin: Origin) -> TorchTrainer:
@@ -110,16 +181,18 @@ def _trainer(recipe: TrainRecipe, folder: RunFolder, *, origin: Origin) -> Torch
     if not work.use_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
     resources: dict[str, float] = {"CPU": float(work.cpus_per_worker)} | ({"GPU": 1.0} if work.use_gpu else {})
+    count = (work.min_count, work.count) if work.min_count is not None and _is_elastic(recipe) else work.count
     root = folder.root.resolve()
     return TorchTrainer(
         _work,
         train_loop_config={
-            "recipe": _absolute(recipe).model_dump(mode="json"),
+            "recipe": absolute(recipe).model_dump(mode="json"),
             "folder": str(root),
             "origin": asdict(origin),
+            "has_notices": os.environ.get(WATCHER, "1") != "0",
         },
-        torch_config=TorchConfig(backend="nccl" if work.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=work.count, use_gpu=work.use_gpu, resources_per_worker=resources),
+        torch_config=Listening(backend="nccl" if work.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=count, use_gpu=work.use_gpu, resources_per_worker=resources),
         run_config=RunConfig(  # type: ignore[arg-type]
             name=f"train-{os.getpid()}",
             storage_path=str(root / ".ray"),
@@ -133,36 +206,62 @@ def _work(config: dict[str, Any]) -> None:
     """One worker, from start to end. A SoteError is written down for the driver: trying again would not mend it."""
     recipe, folder = TrainRecipe.model_validate(config["recipe"]), RunFolder(Path(config["folder"]))
     failure = _failure_file(folder)
-    if failure.exists():
+    if _first_says(failure.exists() or stopping.file(folder).exists()):
         return
     try:
-        _train(recipe, folder, origin=Origin(**config["origin"]))
+        is_complete = _train(recipe, folder, origin=Origin(**config["origin"]), has_notices=config["has_notices"])
     except SoteError as error:
         storage.write_text(failure, json.dumps({"class": type(error).__name__, "message": str(error)}))
         raise
+    if not is_complete and not _first_says(stopping.file(folder).exists()):
+        raise ToldToEnd("a worker was told to end; all is saved and the workers start again")
 
 
-def _train(recipe: TrainRecipe, folder: RunFolder, *, origin: Origin) -> None:
+class ToldToEnd(Exception):
+    """Somebody sent SIGTERM to a worker's process. For Ray Train a failure like others: it starts the workers again."""
+
+
+def _train(recipe: TrainRecipe, folder: RunFolder, *, origin: Origin, has_notices: bool) -> bool:
     import torch.distributed as dist
 
     from sote.train import worker
     from sote.train.engine_deepspeed import DeepSpeed
 
     # one worker looks through the checkpoints, all take what it found
-    found = [checkpoint.newest(folder.checkpoints) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found)
-    worker.train(recipe, folder=folder, origin=origin, found=found[0], make_engine=DeepSpeed)
+    found = _first_says(checkpoint.newest(folder.checkpoints) if dist.get_rank() == 0 else None)
+    wish = Wishes(folder, rank=dist.get_rank(), has_notices=has_notices)
+    return worker.train(recipe, folder=folder, origin=origin, found=found, make_engine=DeepSpeed, wish=wish)
 
 
-def _absolute(recipe: TrainRecipe) -> TrainRecipe:
-    """The recipe with absolute paths: workers have another working directory."""
-    curated = str(Path(recipe.data.curated).resolve())
-    prior = Path(recipe.model.prior).expanduser()
-    model = recipe.model.model_copy(update={"prior": str(prior.resolve())}) if prior.exists() else recipe.model
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"curated": curated}), "model": model})
+def _first_says(value: Any) -> Any:
+    """What the first worker has, on all: files may come into sight on other machines later."""
+    import torch.distributed as dist
+
+    said = [value]
+    dist.broadcast_object_list(said)
+    return said[0]
 
 
-def _lines(error: Exception | None) -> str:
+def absolute(recipe: TrainRecipe) -> TrainRecipe:
+    """The recipe with absolute paths: Ray's processes have another working directory."""
+    data = {"curated": files.absolute(recipe.data.curated), "encoder": _whole(recipe.data.encoder)}
+    model = {name: _whole(getattr(recipe.model, name)) for name in ("prior", "decoder", "text_encoder")}
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update=data),
+            "model": recipe.model.model_copy(update=model),
+            "export": recipe.export.model_copy(update={"decoder": _whole(recipe.export.decoder)}),
+        }
+    )
+
+
+def _whole(reference: str | None) -> str | None:
+    """A path that is there as an absolute one; a key as it is."""
+    path = Path(reference).expanduser() if reference is not None else None
+    return str(path.resolve()) if path is not None and path.exists() else reference
+
+
+def _lines(error: BaseException | None) -> str:
     """The last line of what Ray says, which names the worker's own error."""
     said = [line.strip() for line in str(error or "").splitlines() if line.strip()]
     return f"training stopped: {said[-1] if said else type(error).__name__}; the same command continues"
