@@ -1,9 +1,11 @@
-"""Newest checkpoint of a run -> published weights: fp16 safetensors in one of three layouts.
+"""Newest checkpoint of a run -> published weights in one of four layouts.
 
     diffusers   OUT/prior, OUT/decoder: folders of the two pipelines
     comfyui     OUT/<name>_main.safetensors, OUT/<name>_decoder.safetensors
-    unet        OUT/<name>.safetensors (original names), OUT/<name>_text_model.safetensors
+    unet        OUT/<name>.safetensors (original names) with its config <name>.json, OUT/<name>_text_model.safetensors
+    lora        OUT/<name>.safetensors: adapters under kohya's names, which ComfyUI reads too
 
+A run that trained Stage B writes the decoder's half alone. In all but `lora` adapters are added to their base.
 Only one tensor is in memory at a time. What is there is replaced only by a whole new export.
 
 Kind: actor.
@@ -13,52 +15,46 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors import safe_open
+from torch import Tensor
 
 from sote.cluster import recipe as recipes
 from sote.cluster import storage, weights
-from sote.cluster.errors import CheckpointError, RunFolderError, UserError
+from sote.cluster.errors import CheckpointError, RunFolderError, UserError, WeightsError
 from sote.cluster.storage import RunFolder
-from sote.train import checkpoint, folders, names, tensorfile
+from sote.data.recipe import CurateRecipe
+from sote.train import checkpoint, folders, lora, modelfile, modelspec, names, pipelines, source, tensorfile, trained
 from sote.train.checkpoint import Checkpoint
-from sote.train.names import Entry
-from sote.train.recipe import ExportPart, TrainRecipe
+from sote.train.folders import Stored
+from sote.train.modelfile import DecoderSources
+from sote.train.names import Entry, Layout
+from sote.train.recipe import DType, TrainRecipe
+from sote.train.source import Source
+from sote.train.tensorfile import Planned
 
-Form = Literal["diffusers", "comfyui", "unet"]
+Form = Literal["diffusers", "comfyui", "unet", "lora"]
 RECORD = "export.json"  # marks a folder as an export of ours, and says what is in it
-VQGAN_SCALE = 0.43  # Stability's StageA, as Stage B was trained; published vqgan configs have Wuerstchen v2's 0.3764
-# Of modelspec: how ComfyUI, kohya and CivitAI recognise the family
-ARCHITECTURE = "stable-cascade"
+DTYPES: dict[DType, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+TITLES = {"prior": "Stage C", "decoder": "Stage B", "vqgan": "Stage A", "text_encoder": "text encoder"}
+UNKNOWN_LICENCE = "that of the file which these weights are from"
 
 
-# diffusers' combined pipeline finds the prior through the list `prior` in the head of the decoder's card
-CARD = """---
-prior:
-- {prior}
----
-Stage B and Stage A of Stable Cascade, beside the trained prior named above (a folder, or a repository once published).
-"""
+def export(run: Path, out: Path, form: Form, *, dtype: DType | None = None) -> list[Path]:
+    """Write the newest checkpoint of the run folder `run` to `out`; returns the weight files. `dtype` is taken before
+    the recipe's.
 
-
-@dataclass(frozen=True)
-class Source:
-    """Tensors of one safetensors file, to be written under other names."""
-
-    path: Path
-    entries: list[Entry]
-
-
-def export(run: Path, out: Path, form: Form) -> list[Path]:
-    """Write the newest checkpoint of the run folder `run` to `out`; returns the weight files.
-
-    Raises a UserError: `run` has not been trained, `out` holds something else, a tensor does not fit into fp16.
+    Raises a UserError: `run` has not been trained, `out` holds something else, a tensor does not fit into the type,
+    what goes beside the trained weights is not there.
     """
     recipe, found = _newest(run)
     _refuse_foreign(out)
@@ -66,10 +62,11 @@ def export(run: Path, out: Path, form: Form) -> list[Path]:
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     try:
-        writer = _Writer(making, recipe, found, out=out)
-        {"diffusers": writer.diffusers, "comfyui": writer.comfyui, "unet": writer.unet}[form]()
+        writer = _Writer(making, recipe, found, dtype=DTYPES[dtype or recipe.export.dtype])
+        getattr(writer, form)(out)
         record = {
             "form": form,
+            "dtype": dtype or recipe.export.dtype,
             "step": found.state.step,
             "files": {name: _sha256(making / name) for name in writer.files},
         }
@@ -82,114 +79,179 @@ def export(run: Path, out: Path, form: Form) -> list[Path]:
 
 
 class _Writer:
-    """Writes one export into `folder`, which will be renamed to `out`; remembers the weight files."""
+    """Writes one export into `folder`, which will be renamed; remembers the weight files."""
 
-    def __init__(self, folder: Path, recipe: TrainRecipe, found: Checkpoint, *, out: Path) -> None:
-        self.folder, self.found, self.out = folder, found, out
-        self.part: ExportPart = recipe.export
-        self.prior = weights.locate(recipe.model.prior, field="model.prior")
-        self.decoder = _decoder(self.part)
+    def __init__(self, folder: Path, recipe: TrainRecipe, found: Checkpoint, *, dtype: torch.dtype) -> None:
+        self.folder, self.recipe, self.found, self.dtype = folder, recipe, found, dtype
+        self.part, self.name = recipe.export, recipe.export.name
+        self.is_prior = recipe.model.stage == "prior"
+        self.resolution = _resolution(recipe)
+        self.seconds = (found.path / checkpoint.STATE).stat().st_mtime
         self.files: list[str] = []
 
-    def diffusers(self) -> None:
-        """Both pipeline folders: trained weights beside the configs and the tokenizer that training started from."""
-        trained = {"prior": self.found.path / "prior.safetensors", "text_encoder": self._text_file()}
-        for name, path in trained.items():
-            target = f"prior/{name}/{_weight_name(name)}"
-            self._write(target, [Source(path, names.prefixed(folders.header(path).tensors, ""))])
-            self._config(self.prior / name, f"prior/{name}")
-        self._others(self.prior, "prior", index=names.PRIOR_INDEX)
-        if self.decoder is None:
+    def diffusers(self, out: Path) -> None:
+        """The folders of the two pipelines, as today's diffusers loads them."""
+        if self.is_prior:
+            self._pipeline("prior", self._prior())
+        if models := self._decoder():
+            self._pipeline("decoder", models)
+            prior = str(out.resolve() / "prior") if self.is_prior else _published(self.recipe.model.prior)
+            pipelines.write_card(self.folder / "decoder", prior=prior)
+
+    def comfyui(self, _: Path) -> None:
+        """The checkpoints that ComfyUI's loader takes: UNet, text encoder and, where there is one, VAE in each."""
+        if self.is_prior:
+            extra = [each for what in ("encoder", "previewer") for each in self._vae(what)]
+            self._write(f"{self.name}_main.safetensors", self._prior(), "comfyui", extra=extra)
+        if models := self._decoder():
+            self._write(f"{self.name}_decoder.safetensors", models, "comfyui")
+
+    def unet(self, _: Path) -> None:
+        """The UNet alone under its original names, and the text encoder, as kohya's trainer names the two files."""
+        models = self._prior() if self.is_prior else {"decoder": trained.decoder(self.recipe, self.found)}
+        for module, model in models.items():
+            ending = "_text_model" if module == "text_encoder" else ""
+            self._write(f"{self.name}{ending}.safetensors", {module: model}, "original")
+            if not ending:  # SD.Next reads it, and diffusers' from_single_file
+                storage.write_text(self.folder / f"{self.name}.json", json.dumps(model.config, indent=2) + "\n")
+
+    def lora(self, _: Path) -> None:
+        """The adapters alone, under kohya's names. Raises UserError if the run has none."""
+        part = self.recipe.lora
+        if part is None:
+            raise UserError("--format lora: this run trained whole weights and has no adapters; name another format")
+        made = trained.adapters(self.recipe, self.found)
+        spec = modelspec.spec(
+            self.name, licence=self.part.licence, seconds=self.seconds, architecture=modelspec.LORA_ARCHITECTURE
+        )
+        metadata = spec | self._training() | modelspec.adapters(rank=part.rank, alpha=part.alpha)
+        kind = tensorfile.NAMES[self.dtype]
+        tensors = [
+            Planned(name, kind, tuple(tensor.shape), partial(_same, tensor))
+            for name, tensor in lora.kohya_entries(made, alpha=part.alpha)
+        ]
+        self._file(f"{self.name}.safetensors", tensors, metadata)
+
+    def _prior(self) -> dict[str, Source]:
+        return dict(zip(("prior", "text_encoder"), trained.prior(self.recipe, self.found), strict=True))
+
+    def _decoder(self) -> dict[str, Source]:
+        """The decoder's half: what was trained of it, and what goes beside it. Empty if the recipe names none."""
+        model, named = self.recipe.model, self.part.decoder
+        if self.is_prior:
+            if named is None:
+                return {}
+            beside = modelfile.decoder(named, field="export.decoder")
+            return _half(beside.unet, beside, text=beside.text_encoder or self._prior()["text_encoder"])
+        field = "model.decoder" if named is None else "export.decoder"
+        beside = modelfile.decoder(named or str(model.decoder), field=field)
+        text = beside.text_encoder
+        if model.text_encoder is not None:
+            text = modelfile.text_encoder_of(model.text_encoder, field="model.text_encoder")
+        return _half(trained.decoder(self.recipe, self.found), beside, text=text)
+
+    def _pipeline(self, kind: str, models: Mapping[str, Source]) -> None:
+        for module, model in models.items():
+            self._write(f"{kind}/{module}/{pipelines.weight_name(model.what)}", {module: model}, "diffusers")
+            pipelines.write_config(self.folder / kind / module, model.config, model.what)
+        pipelines.furnish(self.folder / kind, kind)
+
+    def _vae(self, what: Literal["encoder", "previewer"]) -> Iterator[Planned]:
+        """The tensors of the encoder, or of the previewer, for ComfyUI's file."""
+        reference = getattr(self.part, what)
+        if reference is None:
             return
-        for name in ("decoder", "vqgan", "text_encoder"):
-            path = folders.weights(self.decoder / name)
-            entries = names.prefixed(folders.header(path).tensors, "")
-            self._write(f"decoder/{name}/{_weight_name(name)}", [Source(path, entries)])
-            self._config(self.decoder / name, f"decoder/{name}")
-        self._others(self.decoder, "decoder", index=names.DECODER_INDEX)
-        storage.write_text(self.folder / "decoder" / "README.md", CARD.format(prior=self.out.resolve() / "prior"))
+        path = weights.locate(reference, field=f"export.{what}")
+        folders.check_file(path, field=f"export.{what}", wanted=what)
+        found = source.look([path])
+        prefix = names.COMFY_ENCODER if what == "encoder" else names.COMFY_PREVIEWER
+        stored = {name: place for name, (_, place) in found.places.items()}
+        read = partial(_read, path, stored)
+        for name in stored:
+            entry = Entry(prefix + name, (name,))
+            yield tensorfile.planned(entry, stored=stored, read=read, dtype=self.dtype)
 
-    def comfyui(self) -> None:
-        """The two checkpoints that ComfyUI's loader takes: UNet, text encoder and, where there is one, VAE in each."""
-        sources = [self._unet(names.unet_to_comfyui), self._text(self._text_file())]
-        for path, prefix in ((self.part.encoder, names.COMFY_ENCODER), (self.part.previewer, names.COMFY_PREVIEWER)):
-            if path is not None:
-                file = weights.locate(path, field="export")
-                sources.append(Source(file, names.prefixed(folders.header(file).tensors, prefix)))
-        self._write(f"{self.part.name}_main.safetensors", sources)
-        if self.decoder is not None:
-            unet, vqgan = folders.weights(self.decoder / "decoder"), folders.weights(self.decoder / "vqgan")
-            stage_a = names.vqgan_to_original(folders.header(vqgan).tensors, prefix=names.COMFY_VQGAN)
-            sources = [
-                Source(unet, names.unet_to_comfyui(folders.header(unet).tensors)),
-                self._text(folders.weights(self.decoder / "text_encoder")),
-                Source(vqgan, stage_a),
-            ]
-            self._write(f"{self.part.name}_decoder.safetensors", sources)
+    def _write(self, name: str, models: Mapping[str, Source], layout: Layout, extra: Iterable[Planned] = ()) -> None:
+        tensors = list(extra)
+        for model in models.values():
+            stored = {each: model.stored(each) for each in model.shapes}
+            for entry in ENTRIES[layout](model):
+                tensors.append(tensorfile.planned(entry, stored=stored, read=model.read, dtype=self.dtype))
+        self._file(name, tensors, self._metadata(models))
 
-    def unet(self) -> None:
-        """Stage C alone under its original names, and the text encoder, as kohya's trainer names the two files."""
-        self._write(f"{self.part.name}.safetensors", [self._unet(names.unet_to_original)])
-        path = self._text_file()
-        entries = names.prefixed(folders.header(path).tensors, "")
-        self._write(f"{self.part.name}_text_model.safetensors", [Source(path, entries)])
-
-    def _unet(self, layout: Any) -> Source:
-        path = self.found.path / "prior.safetensors"
-        return Source(path, layout(folders.header(path).tensors))
-
-    def _text(self, path: Path) -> Source:
-        return Source(path, names.text_to_comfyui(folders.header(path).tensors))
-
-    def _text_file(self) -> Path:
-        return self.found.path / "text_encoder.safetensors"
-
-    def _write(self, name: str, sources: list[Source]) -> None:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            tensors = list(_planned(sources, stack))
-            tensorfile.write(path, tensors, metadata=self._metadata(name))
+    def _file(self, name: str, tensors: list[Planned], metadata: dict[str, str]) -> None:
+        tensorfile.write(self.folder / name, tensors, metadata=metadata, hash_key=modelspec.HASH)
         self.files.append(name)
 
-    def _metadata(self, name: str) -> dict[str, str]:
-        state = self.found.state
-        return {
-            "format": "pt",
-            "modelspec.sai_model_spec": "1.0.0",
-            "modelspec.architecture": ARCHITECTURE,
-            "modelspec.title": f"{self.part.name} {Path(name).name}",
-            "modelspec.implementation": "https://github.com/Stability-AI/StableCascade",
-            "recipe": state.recipe,
-            "step": str(state.step),
-            "images_seen": str(state.images_seen),
-            "compression": f"{state.compression:g}",
-            "text_mask": state.text_mask,
-        }
+    def _metadata(self, models: Mapping[str, Source]) -> dict[str, str]:
+        first = next(iter(models))
+        title = f"{self.name}: {TITLES[first]}"
+        configs = modelspec.configs({module: model.config for module, model in models.items()})
+        if (first in ("prior", "text_encoder")) == self.is_prior:
+            return modelspec.spec(title, licence=self.part.licence, seconds=self.seconds) | self._training() | configs
+        reference = str(self.part.decoder or self.recipe.model.decoder)
+        known, said = weights.BY_KEY.get(reference), models[first].metadata
+        licence = known.licence if known else said.get("licence") or said.get("modelspec.license") or UNKNOWN_LICENCE
+        return modelspec.spec(title, licence=licence, seconds=self.seconds) | configs | {"base": reference}
 
-    def _config(self, source: Path, target: str) -> None:
-        """Copy config.json; float32 stays the type that a loader without another wish computes in."""
-        values = folders.config(source)
-        if target.endswith("text_encoder"):
-            values = {key: value for key, value in values.items() if key != "torch_dtype"} | {"dtype": "float32"}
-        if target.endswith("vqgan"):
-            values |= {"scale_factor": VQGAN_SCALE}
-        storage.write_text(self.folder / target / "config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
-
-    def _others(self, source: Path, target: str, *, index: dict[str, Any]) -> None:
-        """Tokenizer and scheduler as they are, and the index that today's diffusers loads."""
-        for name in ("tokenizer", "scheduler"):
-            shutil.copytree(source / name, self.folder / target / name)
-        storage.write_text(self.folder / target / "model_index.json", json.dumps(index, indent=2) + "\n")
+    def _training(self) -> dict[str, str]:
+        return modelspec.training(asdict(self.found.state), self.part, resolution=self.resolution)
 
 
-def _planned(sources: list[Source], stack: ExitStack) -> Iterator[tensorfile.Planned]:
-    """What is to be written, with how to read each tensor when its turn comes."""
-    for source in sources:
-        file = stack.enter_context(safe_open(source.path, framework="pt"))
-        stored = folders.header(source.path).tensors
-        for entry in source.entries:
-            yield tensorfile.planned(entry, stored=stored, read=file.get_tensor, dtype=torch.float16)
+def _half(unet: Source, beside: DecoderSources, *, text: Source | None) -> dict[str, Source]:
+    """Stage B, Stage A and a text encoder. Raises WeightsError: one is missing."""
+    if beside.vqgan is None or text is None:
+        lacking = "Stage A" if beside.vqgan is None else "text encoder"
+        raise WeightsError(
+            f"{beside.unet.path}: export.decoder: has no {lacking} beside it; name a decoder's folder or checkpoint"
+        )
+    return {"decoder": unet, "vqgan": beside.vqgan, "text_encoder": text}
+
+
+def _comfyui(model: Source) -> list[Entry]:
+    if model.what == "text encoder":
+        return names.text_to_comfyui(model.shapes)
+    if model.what == "vqgan":
+        return names.vqgan_to_original(model.shapes, prefix=names.COMFY_VQGAN)
+    return names.unet_to_comfyui(model.shapes)
+
+
+def _original(model: Source) -> list[Entry]:
+    return _diffusers(model) if model.what == "text encoder" else names.unet_to_original(model.shapes)
+
+
+def _diffusers(model: Source) -> list[Entry]:
+    return names.prefixed(model.shapes, "")
+
+
+ENTRIES: dict[Layout, Callable[[Source], list[Entry]]] = {
+    "comfyui": _comfyui,
+    "original": _original,
+    "diffusers": _diffusers,
+}
+
+
+def _read(path: Path, stored: Mapping[str, Stored], name: str) -> Tensor:
+    return tensorfile.read(path, stored[name])
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _resolution(recipe: TrainRecipe) -> int | None:
+    """The side of the buckets that the pictures were fitted into, if the curate run is at hand."""
+    curated = RunFolder(Path(recipe.data.curated))
+    if not curated.record.exists() or not (path := curated.recipe("curate")).exists():
+        return None
+    latents = recipes.load(path, CurateRecipe).latents
+    return latents.resolution if latents is not None else None
+
+
+def _published(reference: str) -> str:
+    """A model by reference as a card names it: the repository of a key, else the path."""
+    known = weights.BY_KEY.get(reference)
+    return known.repo if known else reference
 
 
 def _newest(run: Path) -> tuple[TrainRecipe, Checkpoint]:
@@ -207,14 +269,6 @@ def _newest(run: Path) -> tuple[TrainRecipe, Checkpoint]:
 def _refuse_foreign(out: Path) -> None:
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / RECORD).exists()):
         raise UserError(f"{out}: holds something that is not an export of ours; name a new or an empty folder")
-
-
-def _decoder(part: ExportPart) -> Path | None:
-    return None if part.decoder is None else weights.locate(part.decoder, field="export.decoder")
-
-
-def _weight_name(name: str) -> str:
-    return "model.safetensors" if name == "text_encoder" else "diffusion_pytorch_model.safetensors"
 
 
 def _sha256(path: Path) -> str:

@@ -6,24 +6,21 @@ is the real one: its vocabulary ships inside open_clip.
 Kind: actor.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
 from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
-from diffusers.schedulers.scheduling_ddpm_wuerstchen import DDPMWuerstchenScheduler
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from sote.cluster import storage
-from sote.data import tokens
-from sote.train import names
+from sote.train import pipelines
+from sote.train.shapes import ATTENTION, RES, TIME
 
 TEXT_WIDTH = 40  # 1280 in the real text encoder; two copies of 49,408 token vectors are most of the stand-ins' bytes
 IMAGE_WIDTH = 40  # 768 in the real CLIP image encoder
-RES, TIME, ATTENTION = "SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"
 
 # Keys as in the published configs; only widths and depths are small
 PRIOR_CONFIG: dict[str, Any] = {
@@ -99,28 +96,9 @@ def make(folder: Path, *, seed: int = 0) -> None:
     prior.save_pretrained(folder / "prior" / "prior")
     decoder.save_pretrained(folder / "decoder" / "decoder")
     vqgan.save_pretrained(folder / "decoder" / "vqgan")
-    for name, index in (("prior", names.PRIOR_INDEX), ("decoder", names.DECODER_INDEX)):
+    for name in ("prior", "decoder"):
         _write_text_encoder(text_encoder, folder / name / "text_encoder")
-        DDPMWuerstchenScheduler().save_pretrained(folder / name / "scheduler")
-        write_tokenizer(folder / name / "tokenizer")
-        storage.write_text(folder / name / "model_index.json", json.dumps(index, indent=2) + "\n")
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Write the CLIP tokenizer (vocab.json, merges.txt and its two configs), padding with the end mark."""
-    vocabulary, merges = tokens.vocabulary()
-    marks = {"bos_token": tokens.START, "eos_token": tokens.END, "unk_token": tokens.END, "pad_token": tokens.END}
-    config = marks | {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": 77,
-        "add_prefix_space": False,
-        "do_lower_case": True,
-        "errors": "replace",
-    }
-    storage.write_text(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
-    storage.write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n")
-    storage.write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-    storage.write_text(folder / "special_tokens_map.json", json.dumps(marks, indent=2) + "\n")
+        pipelines.furnish(folder / name, name)
 
 
 def _write_text_encoder(model: CLIPTextModelWithProjection, folder: Path) -> None:

@@ -6,6 +6,7 @@ of 8, the data. Tensors are laid out by size of their type, then by name, as the
 Kind: actor.
 """
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,7 @@ TYPES = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in TYPES.items()}
+UNKNOWN = "0x" + "0" * 64  # stands where a sha256 will be
 # Types that are cast; whole numbers (counters of BatchNorm) stay what they are
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -91,11 +93,23 @@ def planned(
     return Planned(entry.name, kind, shape, partial(names.build, entry, read=read, join=torch.cat))
 
 
-def write(path: Path, tensors: list[Planned], *, metadata: dict[str, str]) -> None:
-    """Write the file, whole or not at all. Raises CheckpointError: a number is not finite or too large."""
+def write(path: Path, tensors: list[Planned], *, metadata: dict[str, str], hash_key: str | None = None) -> None:
+    """Write the file, whole or not at all. With `hash_key` the metadata say the sha256 of all data under that key.
+
+    Raises CheckpointError: a number is not finite or too large.
+    """
+    said = metadata if hash_key is None else metadata | {hash_key: UNKNOWN}
+    digest = hashlib.sha256()
     with storage.atomic(path) as temporary, temporary.open("wb") as file:
-        for piece in pieces(path, tensors, metadata=metadata):
-            file.write(piece)
+        parts = pieces(path, tensors, metadata=said)
+        header = bytes(next(parts))
+        file.write(header)
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+        if hash_key is not None:
+            file.seek(0)
+            file.write(header.replace(UNKNOWN.encode(), f"0x{digest.hexdigest()}".encode()))
 
 
 def pieces(path: Path, tensors: list[Planned], *, metadata: dict[str, str]) -> Iterator[bytes | memoryview]:

@@ -3,6 +3,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,91 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sote.cluster import storage
-from sote.cluster.errors import CheckpointError, RunFolderError, UserError
-from sote.train import checkpoint, export, names, worker
-from sote.train.checkpoint import Origin, State
-from sote.train.recipe import TrainRecipe
+from sote.cluster.errors import CheckpointError, RunFolderError, UserError, WeightsError
+from sote.train import export, modelfile, names
+from sote.train.checkpoint import State
+from sote.train.recipe import CheckpointPart, TrainRecipe
+from sote.train.source import Source
+from sote.train.tensorfile import Planned
+from sote.train.writer import File, Snapshot, Writer
 
 Make = Callable[..., TrainRecipe]
-STATE = State(7, 0, 28, 0, "cd" * 32, 32.0, "ab" * 32, "masked")
+STATE = State(
+    step=7,
+    updates=7,
+    epoch=0,
+    images_seen=28,
+    seed=0,
+    workers=1,
+    recipe="cd" * 32,
+    compression=32.0,
+    encoder_sha256="ab" * 32,
+    text_mask="masked",
+    text_tokens=152,
+    base="stable-cascade-prior",
+    recent_losses=(),
+    bad_steps=0,
+    loss_buckets=None,
+)
+LAYER = "down_blocks.0.2.attention.to_k"
 
 
-def _save(recipe: TrainRecipe, folder: storage.RunFolder) -> None:
-    """A run folder with a checkpoint of the untrained model, as training leaves it."""
-    run = worker.prepare(recipe, folder=folder, origin=Origin("cd" * 32, 32.0, "ab" * 32))
-    for tensor in run.model.parameters():
-        tensor.grad = torch.zeros_like(tensor)
-    run.adafactor.step()
-    checkpoint.save(folder.checkpoints, STATE, model=run.model, adafactor=run.adafactor, keep=1)
+def _copied(source: Source) -> File:
+    """A module of a checkpoint as training writes it."""
+    tensors = [Planned(name, "F32", shape, partial(source.read, name)) for name, shape in source.shapes.items()]
+    return File(tensors, {"format": "pt", "config": json.dumps(source.config)})
+
+
+def _given(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> File:
+    made = [Planned(name, "F32", tuple(it.shape), partial(torch.clone, it)) for name, it in tensors.items()]
+    return File(made, metadata or {"format": "pt"})
+
+
+def _run(recipe: TrainRecipe, files: dict[str, File]) -> Path:
+    """A run folder with one checkpoint."""
+    with storage.open_run(recipe, verb="train", command="sote train") as folder, Writer(CheckpointPart()) as writing:
+        writing.save(Snapshot(folder.checkpoints / "step-7", files, STATE))
+    return folder.root
+
+
+def _of_prior(tiny: Path) -> dict[str, File]:
+    found = modelfile.prior(str(tiny / "prior"), field="model.prior")
+    return {"prior.safetensors": _copied(found.unet), "text_encoder.safetensors": _copied(found.text_encoder)}
 
 
 @pytest.fixture
-def trained(recipe: Make, tmp_path: Path) -> Path:
-    """A run folder with one checkpoint."""
-    made = recipe(export={"name": "tiny", "encoder": str(_encoder(tmp_path))})
-    with storage.open_run(made, verb="train", command="sote train") as folder:
-        _save(made, folder)
-    return folder.root
+def trained(recipe: Make, tiny: Path, tmp_path: Path) -> Path:
+    """A run folder with a checkpoint of the untrained prior."""
+    return _run(recipe(export={"name": "tiny", "encoder": str(_encoder(tmp_path))}), _of_prior(tiny))
+
+
+@pytest.fixture
+def of_stage_b(recipe: Make, tiny: Path) -> Path:
+    """The same of a run that trained Stage B."""
+    made = recipe(
+        model={"stage": "decoder", "decoder": str(tiny / "decoder")},
+        optimizer={"text_encoder_learning_rate": None},
+        export={"name": "tiny", "decoder": None},
+    )
+    found = modelfile.decoder(str(tiny / "decoder"), field="model.decoder")
+    return _run(made, {"decoder.safetensors": _copied(found.unet)})
+
+
+@pytest.fixture
+def of_adapters(recipe: Make) -> Path:
+    """The same of a LoRA run with an adapter on one layer."""
+    made = recipe(
+        lora={"rank": 2, "alpha": 6.0},
+        optimizer={"text_encoder_learning_rate": None},
+        export={"name": "tiny", "dtype": "float32"},
+    )
+    return _run(made, {"lora.safetensors": _given(ADAPTERS)})
+
+
+ADAPTERS = {
+    f"{LAYER}.lora_A.weight": torch.randn(2, 64, generator=torch.Generator().manual_seed(0)),
+    f"{LAYER}.lora_B.weight": torch.randn(64, 2, generator=torch.Generator().manual_seed(1)),
+}
 
 
 def _encoder(folder: Path) -> Path:
@@ -51,6 +112,13 @@ def _encoder(folder: Path) -> Path:
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata())
+
+
+def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Header and data of a file."""
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
 def test_the_diffusers_form_loads_by_its_pipelines_and_paints(trained: Path, tiny: Path, tmp_path: Path) -> None:
@@ -100,14 +168,152 @@ def test_the_unet_form_is_kohyas_pair_of_files(trained: Path, tmp_path: Path) ->
     assert names.layout_of(unet) == "original"
     assert "down_blocks.0.2.attention.attn.in_proj_weight" in unet
     assert "text_projection.weight" in text
+    # SD.Next reads the config beside the file
+    assert json.loads((tmp_path / "out/tiny.json").read_text())["_class_name"] == "StableCascadeUNet"
+
+
+@pytest.mark.parametrize("form", ["diffusers", "comfyui", "unet"])
+def test_an_export_of_any_form_is_loaded_as_what_was_trained(
+    form: export.Form, trained: Path, tiny: Path, tmp_path: Path
+) -> None:
+    files = export.export(trained, tmp_path / "out", form, dtype="float32")
+    started = modelfile.prior(str(tiny / "prior"), field="f")
+    reference = tmp_path / "out/prior" if form == "diffusers" else files[0]
+    found = modelfile.prior(str(reference), field="model.prior")
+    for ours, theirs in ((found.unet, started.unet), (found.text_encoder, started.text_encoder)):
+        assert ours.shapes == theirs.shapes
+        assert all(torch.equal(tensor, theirs.read(name)) for name, tensor in ours.tensors())
+    # the stand-in's heads are 32 and 10 wide, which no shape tells: the files do
+    assert list(found.unet.config["num_attention_heads"]) == [2, 2]
+    assert found.text_encoder.config["num_attention_heads"] == 4
+    if form == "comfyui":
+        decoder = modelfile.decoder(str(files[1]), field="model.decoder")
+        assert list(decoder.unet.config["num_attention_heads"]) == [0, 0, 2, 2]
+        assert decoder.vqgan is not None
+        assert decoder.vqgan.config["bottleneck_blocks"] == 2
+
+
+def test_the_type_may_be_chosen(trained: Path, tmp_path: Path) -> None:
+    for chosen, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32), (None, torch.float16)):
+        file = export.export(trained, tmp_path / "out", "unet", dtype=chosen)[0]  # type: ignore[arg-type]
+        assert {tensor.dtype for tensor in load_file(file).values()} == {dtype}
 
 
 def test_the_metadata_says_where_the_weights_come_from(trained: Path, tmp_path: Path) -> None:
-    found = _metadata(export.export(trained, tmp_path / "out", "unet")[0])
-    wanted = {"format": "pt", "modelspec.architecture": "stable-cascade", "recipe": "cd" * 32, "compression": "32"}
-    assert wanted | {"text_mask": "masked", "step": "7", "images_seen": "28"} == {
-        key: found[key] for key in [*wanted, "text_mask", "step", "images_seen"]
+    prior, decoder = export.export(trained, tmp_path / "out", "comfyui")
+    found = _metadata(prior)
+    wanted = {
+        "format": "pt",
+        "recipe": "cd" * 32,
+        "base": "stable-cascade-prior",
+        "compression": "32",
+        "text_mask": "masked",
+        "text_tokens": "152",
+        "step": "7",
+        "images_seen": "28",
+        "licence": "Fair AI Public License 1.0-SD",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-cascade",
+        "modelspec.implementation": "https://github.com/Stability-AI/StableCascade",
+        "modelspec.title": "tiny: Stage C",
+        "modelspec.license": "Fair AI Public License 1.0-SD",
+        "modelspec.hash_sha256": f"0x{hashlib.sha256(_parts(prior)[1]).hexdigest()}",
     }
+    assert wanted == {key: found[key] for key in wanted}
+    assert found["modelspec.date"].startswith("20")
+    assert json.loads(found["config"])["block_out_channels"] == [64, 64]
+    assert json.loads(found["config.text_encoder"])["hidden_size"] == 40
+    # Stage B was not trained here, and its file does not say so
+    beside = _metadata(decoder)
+    assert not {"step", "images_seen", "recipe"} & beside.keys()
+    assert beside["modelspec.title"] == "tiny: Stage B"
+
+
+def test_a_run_of_stage_b_gives_the_decoders_half_alone(of_stage_b: Path, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    files = export.export(of_stage_b, out, "diffusers")
+    assert sorted(str(path.relative_to(out)) for path in files) == [
+        "decoder/decoder/diffusion_pytorch_model.safetensors",
+        "decoder/text_encoder/model.safetensors",
+        "decoder/vqgan/diffusion_pytorch_model.safetensors",
+    ]
+    decoder = StableCascadeDecoderPipeline.from_pretrained(out / "decoder")
+    assert decoder.vqgan.config.scale_factor == 0.43
+    assert f"- {tiny / 'prior'}" in (out / "decoder/README.md").read_text()
+    assert _metadata(files[0])["step"] == "7"
+    (file,) = export.export(of_stage_b, out, "comfyui")
+    assert file.name == "tiny_decoder.safetensors"
+    assert modelfile.decoder(str(file), field="f").vqgan is not None
+    (file,) = export.export(of_stage_b, out, "unet")
+    assert "clip_mapper.weight" in load_file(file)
+
+
+def test_adapters_are_exported_under_kohyas_names(of_adapters: Path, tmp_path: Path) -> None:
+    (file,) = export.export(of_adapters, tmp_path / "out", "lora")
+    found, base = load_file(file), "lora_unet_down_blocks_0_2_attention_attn_to_k"
+    assert found.keys() == {f"{base}.alpha", f"{base}.lora_down.weight", f"{base}.lora_up.weight"}
+    assert found[f"{base}.alpha"].item() == 6
+    assert torch.equal(found[f"{base}.lora_up.weight"], ADAPTERS[f"{LAYER}.lora_B.weight"])
+    said = _metadata(file)
+    assert said["modelspec.architecture"] == "stable-cascade/lora"
+    assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("2", "6")
+    with pytest.raises(WeightsError, match=r"this is adapters \(LoRA\).*; Stage C is missing"):
+        modelfile.prior(str(file), field="model.prior")
+
+
+def test_adapters_are_added_to_their_base_in_the_other_forms(of_adapters: Path, tiny: Path, tmp_path: Path) -> None:
+    file = export.export(of_adapters, tmp_path / "out", "unet")[0]
+    found = modelfile.prior(str(file), field="f").unet
+    base = modelfile.prior(str(tiny / "prior"), field="f").unet
+    for name, tensor in found.tensors():
+        if name == f"{LAYER}.weight":
+            added = 6 / 2 * ADAPTERS[f"{LAYER}.lora_B.weight"] @ ADAPTERS[f"{LAYER}.lora_A.weight"]
+            torch.testing.assert_close(tensor, base.read(name) + added)
+        else:
+            assert torch.equal(tensor, base.read(name))
+
+
+def test_the_command_takes_the_type_of_weights_and_of_nothing_else(
+    trained: Path, tmp_path: Path, sote: Callable[..., tuple[int, str, str]]
+) -> None:
+    words = ("export", str(trained), str(tmp_path / "out"), "--dtype", "bfloat16", "--format")
+    code, out, _ = sote(*words, "unet")
+    assert code == 0
+    assert {tensor.dtype for tensor in load_file(out.splitlines()[0]).values()} == {torch.bfloat16}
+    code, _, said = sote(*words, "webdataset")
+    assert (code, said) == (
+        2,
+        "sote: --dtype bfloat16: a dataset has no type; name a --format of weights, or leave it out\n",
+    )
+
+
+def test_a_run_without_adapters_has_no_lora_form(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--format lora: this run trained whole weights"):
+        export.export(trained, tmp_path / "out", "lora")
+    assert not (tmp_path / "out").exists()
+
+
+def test_running_means_are_exported_where_the_recipe_says_so(recipe: Make, tiny: Path, tmp_path: Path) -> None:
+    made = recipe(
+        export={"name": "tiny", "ema": True, "dtype": "float32"}, ema={}, optimizer={"text_encoder_learning_rate": None}
+    )
+    files = _of_prior(tiny)
+    source = modelfile.prior(str(tiny / "prior"), field="f").unet
+    means = {name: torch.full(shape, 0.5) for name, shape in source.shapes.items()}
+    files["ema_prior.safetensors"] = _given(means, files["prior.safetensors"].metadata)
+    run = _run(made, files)
+    unet, text = export.export(run, tmp_path / "out", "unet")
+    assert all(bool((tensor == 0.5).all()) for tensor in load_file(unet).values())
+    assert load_file(text).keys() == load_file(tiny / "prior/text_encoder/model.safetensors").keys()  # it was frozen
+    shutil.rmtree(run / "checkpoints")
+    _rewrite(run, _of_prior(tiny))
+    with pytest.raises(CheckpointError, match=r"ema_prior\.safetensors: export\.ema: there is no running mean yet"):
+        export.export(run, tmp_path / "out", "unet")
+
+
+def _rewrite(run: Path, files: dict[str, File]) -> None:
+    with Writer(CheckpointPart()) as writing:
+        writing.save(Snapshot(run / "checkpoints/step-7", files, STATE))
 
 
 def test_an_export_is_recorded_with_digests_and_may_be_replaced_by_another(trained: Path, tmp_path: Path) -> None:
@@ -116,8 +322,11 @@ def test_an_export_is_recorded_with_digests_and_may_be_replaced_by_another(train
     (file, _) = export.export(trained, out, "unet")
     record = json.loads((out / "export.json").read_text())
     assert record["files"]["tiny.safetensors"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record["dtype"] == "float16"
     assert not list(out.glob("*_main*"))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    again = file.read_bytes()
+    assert export.export(trained, out, "unet")[0].read_bytes() == again
 
 
 def test_a_folder_with_something_else_is_left_alone(trained: Path, tmp_path: Path) -> None:
@@ -136,26 +345,28 @@ def test_what_was_not_trained_cannot_be_exported(trained: Path, tmp_path: Path) 
         export.export(trained, tmp_path / "out", "unet")
 
 
-def test_numbers_that_fp16_cannot_hold_are_refused_by_tensor(trained: Path, tmp_path: Path) -> None:
-    folder = trained / "checkpoints/step-7"
-    tensors = load_file(folder / "prior.safetensors")
-    tensors["clf.1.bias"][0] = 7e4  # fp16 ends at 65504
-    save_file(tensors, folder / "prior.safetensors")
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    state["sha256"]["prior.safetensors"] = hashlib.sha256((folder / "prior.safetensors").read_bytes()).hexdigest()
-    (folder / "state.json").write_text(json.dumps(state))
+def test_a_decoder_without_stage_a_is_said(recipe: Make, tiny: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "decoder_alone.safetensors"
+    config = (tiny / "decoder/decoder/config.json").read_text()
+    save_file(load_file(tiny / "decoder/decoder/diffusion_pytorch_model.safetensors"), alone, {"config": config})
+    run = _run(recipe(export={"decoder": str(alone)}), _of_prior(tiny))
+    with pytest.raises(WeightsError, match=r"decoder_alone\.safetensors: export\.decoder: has no Stage A beside it"):
+        export.export(run, tmp_path / "out", "comfyui")
+
+
+def test_numbers_that_fp16_cannot_hold_are_refused_by_tensor(recipe: Make, tiny: Path, tmp_path: Path) -> None:
+    files = _of_prior(tiny)
+    large = {"clf.1.bias": torch.full((16,), 7e4)}  # fp16 ends at 65504
+    kept = [it for it in files["prior.safetensors"].tensors if it.name not in large]
+    files["prior.safetensors"] = File([*kept, *_given(large).tensors], files["prior.safetensors"].metadata)
+    run = _run(recipe(), files)
     with pytest.raises(CheckpointError, match=r"clf\.1\.bias: has numbers that F16 cannot hold"):
-        export.export(trained, tmp_path / "out", "unet")
+        export.export(run, tmp_path / "out", "unet")
     assert not (tmp_path / "out").exists()
+    assert export.export(run, tmp_path / "out", "unet", dtype="bfloat16")
 
 
 def test_the_file_is_laid_out_as_the_safetensors_library_does_it(trained: Path, tmp_path: Path) -> None:
     path = export.export(trained, tmp_path / "out", "unet")[0]
     save_file(load_file(path), tmp_path / "theirs.safetensors", metadata=_metadata(path))
-
-    def parts(file: Path) -> tuple[dict[str, Any], bytes]:
-        data = file.read_bytes()
-        length = struct.unpack("<Q", data[:8])[0]
-        return json.loads(data[8 : 8 + length]), data[8 + length :]
-
-    assert parts(path) == parts(tmp_path / "theirs.safetensors")
+    assert _parts(path) == _parts(tmp_path / "theirs.safetensors")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from diffusers import StableCascadeUNet
 
-from sote.train import names, standins
+from sote.train import names, shapes, standins
 
 
 def _unet(kind: str) -> dict[str, torch.Tensor]:
@@ -58,7 +58,7 @@ def test_split_attention_as_comfyui_saves_it_is_read() -> None:
 
 
 def test_the_published_size_has_the_published_number_of_tensors() -> None:
-    types = (standins.RES, standins.TIME, standins.ATTENTION)
+    types = (shapes.RES, shapes.TIME, shapes.ATTENTION)
     with torch.device("meta"):
         model = StableCascadeUNet(
             block_types_per_layer=(types, types),
