@@ -40,12 +40,21 @@ class Format(StrEnum):
     diffusers = "diffusers"
     comfyui = "comfyui"
     unet = "unet"
+    lora = "lora"
     kohya = "kohya"
     kohya_json = "kohya-json"
     kohya_jsonl = "kohya-jsonl"
     webdataset = "webdataset"
     imagefolder = "imagefolder"
     parquet = "parquet"
+
+
+class Number(StrEnum):
+    """The types that exported weights can have."""
+
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
 
 
 class Door:
@@ -130,18 +139,23 @@ def export(
     chosen: Annotated[
         str | None, typer.Option("--set", metavar="NAME", help="of a dataset: only the rows of this set")
     ] = None,
+    dtype: Annotated[Number | None, typer.Option(help="of weights: their type, instead of the recipe's")] = None,
 ) -> None:
-    """Newest checkpoint -> published weights, fp16 safetensors; or picked rows -> a dataset for other trainers."""
+    """Newest checkpoint -> published weights, safetensors; or picked rows -> a dataset for other trainers."""
     from sote.data import exports as datasets
 
     if form.value in datasets.FORMATS:
+        if dtype is not None:
+            raise UserError(
+                f"--dtype {dtype.value}: a dataset has no type; name a --format of weights, or leave it out"
+            )
         written = datasets.export(run, out, form.value, chosen=chosen)
     else:
         from sote.train import export as exports
 
         if chosen is not None:
             raise UserError(f"--set {chosen}: weights have no sets; name a dataset's --format, or leave it out")
-        written = exports.export(run, out, form.value)  # type: ignore[arg-type]  # the forms that are left
+        written = exports.export(run, out, form.value, dtype=dtype and dtype.value)  # type: ignore[arg-type]
     for path in written:
         print(path)
 
