@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from sote.cluster.errors import CheckpointError
 from sote.train import optimizer
+from sote.train.adafactor import Adafactor
+from sote.train.adamw import AdamW
 from sote.train.recipe import OptimizerPart
 
 PART = OptimizerPart(prior_learning_rate=1e-2, text_encoder_learning_rate=1e-3, warmup_steps=4)
@@ -16,20 +17,25 @@ class Two(nn.Module):
         self.prior, self.text_encoder = nn.Conv2d(3, 4, 3), nn.Linear(5, 2)
 
 
-def _step(model: Two, adafactor: torch.optim.Optimizer, *, seed: int) -> None:
-    torch.manual_seed(seed)
-    for tensor in model.parameters():
-        tensor.grad = torch.randn_like(tensor)
-    adafactor.step()
-
-
 def test_each_module_has_its_own_learning_rate_after_a_linear_warm_up() -> None:
-    adafactor = optimizer.make(Two(), PART)
-    rates = []
+    made = optimizer.make(Two(), PART)
+    found = []
     for step in (1, 2, 4, 9):
-        optimizer.set_rates(adafactor, PART, step=step)
-        rates.append([group["lr"] for group in adafactor.param_groups])
-    assert rates == [[2.5e-3, 2.5e-4], [5e-3, 5e-4], [1e-2, 1e-3], [1e-2, 1e-3]]
+        optimizer.prepare(made, PART, step=step, updates=step)
+        found.append([group["lr"] for group in made.param_groups])
+    assert found == [[2.5e-3, 2.5e-4], [5e-3, 5e-4], [1e-2, 1e-3], [1e-2, 1e-3]]
+    assert optimizer.rates(PART, step=2) == {"prior": 5e-3, "text_encoder": 5e-4, "decoder": 5e-6}
+
+
+def test_skipped_steps_count_for_the_warm_up_and_not_for_the_moments() -> None:
+    made = optimizer.make(Two(), PART)
+    optimizer.prepare(made, PART, step=3, updates=1)
+    assert (made.param_groups[0]["lr"], made.updates) == (7.5e-3, 1)
+
+
+def test_the_recipe_names_the_optimizer() -> None:
+    assert isinstance(optimizer.make(Two(), PART), Adafactor)
+    assert isinstance(optimizer.make(Two(), PART.model_copy(update={"name": "adamw"})), AdamW)
 
 
 def test_adafactor_does_not_scale_by_itself() -> None:
@@ -37,51 +43,36 @@ def test_adafactor_does_not_scale_by_itself() -> None:
     with torch.no_grad():
         model.prior.weight.mul_(100)  # with scale_parameter a large tensor would take large steps
     before = model.prior.weight.clone()
-    adafactor = optimizer.make(model, PART)
-    _step(model, adafactor, seed=1)
+    model.prior.weight.grad = torch.randn_like(model.prior.weight)
+    optimizer.make(model, PART).step()
     moved = (model.prior.weight - before).square().mean().sqrt()
     assert float(moved.detach()) == pytest.approx(1e-2, rel=0.1)  # the update's RMS is 1 at most: clip_threshold
 
 
-def test_a_module_without_learning_rate_is_not_in_the_optimizer() -> None:
-    adafactor = optimizer.make(Two(), OptimizerPart())
-    assert [group["name"] for group in adafactor.param_groups] == ["prior"]
-
-
-def test_training_goes_on_to_the_bit_from_a_saved_state() -> None:
-    whole, cut = Two(), Two()
-    one, two = optimizer.make(whole, PART), optimizer.make(cut, PART)
-    for seed in range(3):
-        _step(whole, one, seed=seed)
-        _step(cut, two, seed=seed)
-    fresh = optimizer.make(cut, PART)
-    saved = {name: tensor.clone() for name, tensor in optimizer.state_by_name(two, cut).items()}
-    optimizer.load_state(fresh, cut, tensors=saved, step=3)
-    _step(whole, one, seed=9)
-    _step(cut, fresh, seed=9)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), cut.parameters(), strict=True))
-
-
-def test_the_state_is_named_by_tensor_and_factored() -> None:
+def test_what_is_frozen_is_not_in_the_optimizer() -> None:
     model = Two()
-    adafactor = optimizer.make(model, PART)
-    _step(model, adafactor, seed=0)
-    shapes = {name: tuple(tensor.shape) for name, tensor in optimizer.state_by_name(adafactor, model).items()}
-    assert shapes["prior.weight/exp_avg_sq_row"] == (4, 3, 3)
-    assert shapes["prior.weight/exp_avg_sq_col"] == (4, 3, 3)
-    assert shapes["text_encoder.bias/exp_avg_sq"] == (2,)
+    model.text_encoder.requires_grad_(False)
+    model.prior.bias.requires_grad_(False)
+    made = optimizer.make(model, OptimizerPart())
+    assert [(group["name"], group["names"]) for group in made.param_groups] == [("prior", ["prior.weight"])]
 
 
-def test_a_state_that_does_not_fit_is_refused_by_name() -> None:
-    model = Two()
-    adafactor = optimizer.make(model, PART)
-    _step(model, adafactor, seed=0)
-    state = optimizer.state_by_name(adafactor, model)
-    missing = {name: tensor for name, tensor in state.items() if name != "prior.bias/exp_avg_sq"}
-    with pytest.raises(CheckpointError, match=r"prior\.bias/exp_avg_sq: missing"):
-        optimizer.load_state(adafactor, model, tensors=missing, step=1)
-    with pytest.raises(CheckpointError, match="belongs to no tensor"):
-        optimizer.load_state(adafactor, model, tensors=state | {"other/exp_avg_sq": torch.ones(1)}, step=1)
-    reshaped = state | {"prior.bias/exp_avg_sq": torch.ones(9)}
-    with pytest.raises(CheckpointError, match=r"of shape \(9,\), should have shape \(4,\)"):
-        optimizer.load_state(adafactor, model, tensors=reshaped, step=1)
+def test_a_trained_tensor_without_learning_rate_is_named() -> None:
+    with pytest.raises(ValueError, match=r"text_encoder\.bias requires a gradient"):
+        optimizer.make(Two(), OptimizerPart())
+
+
+def test_adamw_moves_as_torchs_does() -> None:
+    part = PART.model_copy(update={"name": "adamw", "weight_decay": 0.1, "betas": (0.8, 0.95), "warmup_steps": 0})
+    ours, theirs = Two(), Two()
+    made = optimizer.make(ours, part)
+    groups = [{"params": theirs.prior.parameters(), "lr": 1e-2}, {"params": theirs.text_encoder.parameters()}]
+    reference = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1, betas=(0.8, 0.95))
+    for step in range(1, 6):
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            one.grad = other.grad = torch.randn_like(one)
+        optimizer.prepare(made, part, step=step, updates=step)
+        made.step()
+        reference.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)

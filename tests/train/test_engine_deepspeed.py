@@ -1,0 +1,161 @@
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sote.train import shards
+from sote.train.engine import Plain
+from sote.train.engine_deepspeed import micros_of_worker, settings
+from sote.train.recipe import BatchPart, WorkersPart
+from sote.train.shards import Piece
+from tests.train.zero_worker import ADAMW, SHAPES, WORKERS, Model, Unet, interrupted, resumed, start, train
+
+STAGES = (0, 1, 2)
+EXACT = 1e-6  # relative, as the issue asks; float32 itself is good for 6e-8
+
+
+@pytest.fixture(scope="session")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """What every scenario of zero_worker.py gave, by number of workers. Takes about 20 s."""
+    folder = tmp_path_factory.mktemp("zero")
+    script = Path(__file__).with_name("zero_worker.py")
+    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {workers: torch.load(folder / f"{workers}.pt") for workers in WORKERS}
+
+
+def _far(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """The largest difference of a tensor relative to its size."""
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm().clamp(min=1e-20)) for name in theirs)
+
+
+def _same(ours: dict[str, Any], theirs: dict[str, Any], *, within: float = EXACT) -> None:
+    assert _far(ours["weights"], theirs["weights"]) < within
+    assert _far(ours["state"], theirs["state"]) < within
+    assert ours["norms"] == pytest.approx(theirs["norms"], rel=within)
+
+
+def test_the_shards_of_the_tests_cut_tensors_in_every_way() -> None:
+    every = shards.cut([Piece.of(name, shape) for name, shape in SHAPES.items()], workers=4, alignment=8)
+    held = [piece.name for shard in every for piece in shard]
+    assert held.count("table") == 3
+    assert {piece.name for piece in shards.cut_tensors(every)} == {"table", "kernel"}
+    assert any(piece.name == "table" and piece.start % 11 for shard in every for piece in shard)  # within a row
+    assert any(piece.name == "kernel" and piece.start % 9 for shard in every for piece in shard)  # within a matrix
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("workers", WORKERS)
+def test_adafactor_does_the_same_at_any_stage_and_number_of_workers(
+    found: dict[int, dict[str, Any]], workers: int, stage: int
+) -> None:
+    _same(found[workers][f"adafactor {stage}"], train(start(Plain)))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("workers", WORKERS)
+def test_adamw_does_the_same_at_any_stage_and_number_of_workers(
+    found: dict[int, dict[str, Any]], workers: int, stage: int
+) -> None:
+    _same(found[workers][f"adamw {stage}"], train(start(Plain, part=ADAMW)))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_skipped_step_leaves_no_trace(found: dict[int, dict[str, Any]], workers: int, stage: int) -> None:
+    _same(found[workers][f"interrupted {stage}"], interrupted(start(Plain)))
+    assert _far(found[workers][f"interrupted {stage}"]["weights"], train(start(Plain))["weights"]) < EXACT
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_run_of_two_workers_goes_on_with_any_number_and_at_any_stage(
+    found: dict[int, dict[str, Any]], workers: int, stage: int
+) -> None:
+    whole = start(Plain)
+    train(whole)
+    whole.norms.clear()
+    _same(found[workers][f"resumed {stage}"], train(whole, first=4, last=6))
+
+
+def test_a_run_of_two_workers_goes_on_without_deepspeed(found: dict[int, dict[str, Any]]) -> None:
+    whole = start(Plain)
+    train(whole)
+    whole.norms.clear()
+    _same(resumed(start(Plain), found[2]["adafactor 1"]), train(whole, first=4, last=6))
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_stage_c_trains_the_same_in_shards(found: dict[int, dict[str, Any]], workers: int) -> None:
+    ours, theirs = found[workers]["unet 2"], train(start(Plain, model=Unet))
+    # What is added to all keys alike is nothing to a softmax: the gradient is rounding, and the update is what
+    # Adafactor makes of that
+    moot = [name for name in theirs["weights"] if name.endswith("to_k.bias")]
+    assert len(moot) == 4
+    for kind in ("weights", "state"):
+        near, true = ({n: t for n, t in run[kind].items() if "to_k.bias" not in n} for run in (ours, theirs))
+        assert _far(near, true) < (EXACT if kind == "weights" else 10 * EXACT)
+    low = train(start(Plain, model=Unet, precision="bfloat16"))
+    assert found[workers]["unet in bfloat16 2"]["norms"] == pytest.approx(low["norms"], rel=0.02)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("workers", WORKERS)
+def test_masters_keep_all_their_bits_under_bfloat16(found: dict[int, dict[str, Any]], workers: int, stage: int) -> None:
+    started = {name: tensor.detach() for name, tensor in Model().named_parameters() if tensor.requires_grad}
+    for when in ("before", "loaded"):
+        masters = found[workers][f"bfloat16 {stage}"][when]
+        assert masters.keys() == started.keys()
+        assert all(torch.equal(masters[name], tensor) for name, tensor in started.items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("workers", WORKERS)
+def test_shards_put_together_are_the_weights_that_every_worker_computes_with(
+    found: dict[int, dict[str, Any]], workers: int, stage: int
+) -> None:
+    run = found[workers][f"bfloat16 {stage}"]
+    for when in ("before", "after", "loaded"):
+        for name, every in run[f"{when}_inner"].items():
+            assert len(every) == workers
+            assert all(tensor.dtype == (torch.bfloat16 if stage else torch.float32) for tensor in every)
+            assert all(torch.equal(tensor, run[when][name].to(tensor.dtype)) for tensor in every)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("workers", WORKERS)
+def test_bfloat16_moves_the_masters_as_one_process_does(
+    found: dict[int, dict[str, Any]], workers: int, stage: int
+) -> None:
+    started = {name: tensor.detach() for name, tensor in Model().named_parameters() if tensor.requires_grad}
+    whole = train(start(Plain, precision="bfloat16"))["weights"]
+    moved, true = (
+        {name: end[name] - tensor for name, tensor in started.items()}
+        for end in (found[workers][f"bfloat16 {stage}"]["weights"], whole)
+    )
+    # the same but for float32's resolution at stage 0; else weights in bfloat16, good to 2^-9, are multiplied
+    assert _far(moved, true) < (1e-5 if stage == 0 else 1e-2)
+
+
+def test_padding_makes_any_number_of_workers_fit() -> None:
+    batch = BatchPart(effective_batch=12, micro_batch=2)
+    assert [micros_of_worker(batch, workers=workers) for workers in (1, 2, 4, 5, 9)] == [6, 3, 2, 2, 1]
+
+
+def test_clipping_and_what_is_added_up_in_float32_are_said_to_deepspeed() -> None:
+    work = WorkersPart(count=2, zero_stage=2)
+    found = settings(BatchPart(), work, workers=2)
+    assert found["gradient_clipping"] == 0.0  # its default of 1.0 would clip again
+    assert found["gradient_allreduce_op"] == "sum"
+    assert found["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert found["communication_data_type"] == "fp32"
+
+
+def test_deepspeed_is_the_version_whose_private_names_are_read() -> None:
+    assert metadata.version("deepspeed") == "0.19.8"
