@@ -13,7 +13,7 @@ Kind: pure.
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, Literal
 
@@ -95,10 +95,16 @@ class Activations:
 
     @property
     def total(self) -> float:
-        return float(sum(astuple(self)))
+        return self.residual + self.hidden + self.attention + self.text + self.again
 
     def plus(self, other: "Activations", factor: float = 1.0) -> "Activations":
-        return Activations(*(mine + factor * its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+        return Activations(
+            residual=self.residual + factor * other.residual,
+            hidden=self.hidden + factor * other.hidden,
+            attention=self.attention + factor * other.attention,
+            text=self.text + factor * other.text,
+            again=self.again + factor * other.again,
+        )
 
 
 def training_flop(config: Values, *, cells: Cells, tokens: int, text: Values | None, trains_text: bool) -> float:
@@ -147,10 +153,9 @@ def text_weights(config: Values) -> int:
     return sum(math.prod(shape) for shape in shapes.text_shapes(config).values())
 
 
-def adapter_weights(config: Values, *, rank: int, targets: tuple[str, ...]) -> int:
-    """The number of weights of low-rank adapters on the linear layers whose names end in one of `targets`."""
-    chosen = (layer for layer in layers(config) if layer.linear and _named(layer.name, targets))
-    return sum(rank * (layer.wide + layer.high) for layer in chosen)
+def adapted(config: Values, *, targets: tuple[str, ...]) -> list[Layer]:
+    """The linear layers whose names end in one of `targets`: those that get an adapter."""
+    return [layer for layer in layers(config) if layer.linear and _named(layer.name, targets)]
 
 
 def activations(config: Values, *, cells: Cells, tokens: int, recomputed: float, bytes_each: int = 2) -> Activations:

@@ -1,52 +1,91 @@
 """Everything that can be wrong with a training recipe, found before a worker starts; and what the run will be.
 
+`plan` is strict: it is what training asks. `outline` is for people who have not everything yet: models and a curate run
+that are still to come are named, and the rest is reckoned with the published sizes and the recipe's own numbers. What
+is there and wrong is refused by both.
+
 Kind: actor.
 """
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from rich.console import RenderableType
-from rich.table import Table
+import numpy as np
 
 from sote.cluster import weights
 from sote.cluster.errors import RecipeError, SourceError, WeightsError
-from sote.train import batches, folders
-from sote.train.batches import Order, Rows, last_step
+from sote.data import encode, files
+from sote.data.latentfile import VQGAN_STRIDE, latent_cells
+from sote.train import arithmetic, gpus, latents, memory, pictures, plan_models, rows
+from sote.train.arithmetic import Cells
+from sote.train.gpus import GB, Gpu
+from sote.train.latents import LatentFacts
+from sote.train.memory import Learning, Memory, Models
+from sote.train.order import Order, last_step
+from sote.train.plan_models import ToCome
 from sote.train.recipe import MAY_DIFFER as MAY_DIFFER
-from sote.train.recipe import ExportPart, TrainRecipe
+from sote.train.recipe import TrainRecipe
+from sote.train.rows import Rows
 
-# The author's rate on A100s: 3.24 images/s of 24.1 TFLOP each on one (25 % of peak); hours are stated for that
-SUSTAINED_TFLOPS = 78.0
-FLOP_PER_WEIGHT_AND_CELL = 6  # 2 forward, 4 backward; 3.589e9 weights at 32x32 cells: 22.1 TFLOP, counted 22.2
-BYTES_PER_WEIGHT = 4  # float32
+T = TypeVar("T")
+
+# Before there is a curate run, where the recipe does not say: the seed's (1024x1024, 32 pixels a cell)
+PIXELS, COMPRESSION = 1024, 32.0
+MOST_NEAR = 3  # settings that would fit are named
 
 
 @dataclass(frozen=True)
-class LatentFacts:
-    """What all latent files of a curate run have in common. `compression` is pixels per cell."""
+class Data:
+    """What a run sees. `images` are rows, `images_an_epoch` with repeats; None: not known yet.
 
-    compression: float
-    encoder_sha256: str
-    dtype: str
-    channels: int
+    `buckets` are cells [height, width] of the latents that are trained, with the share of images that have them.
+    """
+
+    buckets: dict[Cells, float]
+    images: int | None = None
+    images_an_epoch: int | None = None
+    steps: int | None = None
+    latents: LatentFacts | None = None
+
+    @property
+    def largest(self) -> Cells:
+        """The cells of the largest bucket."""
+        return max(self.buckets, key=math.prod)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will be. `memory_bytes` is each worker's for weights, gradients and optimizer, without activations."""
+    """What a run will be. `flop` is of one image; `missing` says in a line each what is not there yet."""
 
-    images: int
-    images_an_epoch: int
-    buckets: tuple[str, ...]
-    steps: int
-    epochs: float
-    micro_batches: int
-    weights: int
-    memory_bytes: int
-    device_hours: float
-    latents: LatentFacts
+    recipe: TrainRecipe
+    models: Models
+    learning: Learning
+    data: Data
+    memory: Memory
+    flop: float
+    missing: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Raises SourceError where they are not known yet."""
+        return _known(self.data.steps, self.recipe)
+
+    @property
+    def latents(self) -> LatentFacts:
+        """What the latents of the encoder have in common. Raises SourceError where it is not known yet."""
+        return _known(self.data.latents, self.recipe)
+
+    @property
+    def images_seen(self) -> int | None:
+        """Images over all steps; None where steps are not known yet."""
+        return None if self.data.steps is None else self.data.steps * self.recipe.batch.effective_batch
+
+    @property
+    def gpu(self) -> Gpu:
+        """The GPU that the recipe plans for."""
+        return gpus.BY_NAME[self.recipe.workers.gpu]
 
 
 def check(recipe: TrainRecipe) -> None:
@@ -56,156 +95,166 @@ def check(recipe: TrainRecipe) -> None:
 
 def plan(recipe: TrainRecipe) -> Plan:
     """Check the whole recipe against what is on disk, and say what the run will be. Raises what `check` raises."""
-    micro_batches = accumulation(recipe)
-    _refuse_sharded(recipe)
-    prior = weights.locate(recipe.model.prior, field="model.prior")
-    folders.check_prior(prior, field="model.prior")
-    _check_export(recipe.export)
-    curated = Path(recipe.data.curated)
-    rows = batches.read_rows(curated, chosen=recipe.data.set)
-    facts = check_latents(rows, curated / "latents")
-    channels = folders.config(prior / "prior").get("in_channels")
-    if channels != facts.channels:
-        raise WeightsError(
-            f"model.prior: {prior}: takes latents of {channels} channels, {curated} has {facts.channels}"
-        )
-    order = Order(rows, effective_batch=recipe.batch.effective_batch, seed=recipe.batch.seed)
-    steps = last_step(recipe.length, order)
-    images = steps * recipe.batch.effective_batch
-    count, trained = _sizes(recipe, prior)
-    return Plan(
-        images=len(rows),
-        images_an_epoch=order.images(),
-        buckets=rows.buckets,
-        steps=steps,
-        epochs=images / order.images(),
-        micro_batches=micro_batches,
-        weights=count,
-        memory_bytes=BYTES_PER_WEIGHT * (count + trained),
-        device_hours=_flop(rows, facts, trained=trained) * images / SUSTAINED_TFLOPS / 1e12 / 3600,
-        latents=facts,
-    )
+    micro_batches(recipe)
+    models = plan_models.models(recipe)
+    plan_models.check_export(recipe.export)
+    return _made(recipe, models, _data(recipe, models, None), missing=())
 
 
-def render(plan: Plan) -> RenderableType:
-    """The plan as a table for people."""
-    table = Table("what", "how much", title="training")
-    table.add_row("images", f"{plan.images:,} in {len(plan.buckets)} buckets, {plan.images_an_epoch:,} with repeats")
-    table.add_row("steps", f"{plan.steps:,}, that is {plan.epochs:.2f} epochs")
-    table.add_row("a step", f"{plan.micro_batches} micro-batches on each worker")
-    table.add_row("weights", f"{plan.weights:,}")
-    table.add_row("memory", f"{plan.memory_bytes / 1e9:.2f} GB on each worker, and what activations need")
-    table.add_row("time", f"{plan.device_hours:,.2f} device-hours at {SUSTAINED_TFLOPS:.0f} TFLOP/s")
-    table.add_row("latents", f"{plan.latents.dtype}, compression {plan.latents.compression:g} pixels a cell")
-    return table
+def outline(recipe: TrainRecipe, *, beside: Path | None = None) -> Plan:
+    """The plan as far as it can be told. A base run is still to come if a recipe in the folder `beside` makes it.
+
+    Raises a UserError for what is wrong, not for what is missing.
+    """
+    micro_batches(recipe)
+    to_come = ToCome(beside)
+    models = plan_models.models(recipe, to_come)
+    plan_models.check_export(recipe.export, to_come)
+    curated = recipe.data.curated
+    if not _is_there(files.join(files.absolute(curated), rows.CATALOGUE)):
+        to_come.note(f"data.curated: {curated} is still to be curated")
+        data = _expected(recipe)
+    else:
+        data = _data(recipe, models, to_come)
+    return _made(recipe, models, data, missing=tuple(to_come.lines))
 
 
-def accumulation(recipe: TrainRecipe) -> int:
-    """Micro-batches of a step on each worker. Raises RecipeError if the effective batch cannot be divided so."""
+def micro_batches(recipe: TrainRecipe) -> int:
+    """Micro-batches of a step on each worker, padding included. Raises RecipeError if the batch cannot be cut so."""
     batch, count = recipe.batch, recipe.workers.count
-    at_once = batch.micro_batch * count
-    if batch.effective_batch % at_once:
-        low = batch.effective_batch // at_once * at_once
-        near = f"{low} or {low + at_once}" if low else str(at_once)
+    if batch.effective_batch % batch.micro_batch:
+        low = batch.effective_batch // batch.micro_batch * batch.micro_batch
+        near = f"{low} or {low + batch.micro_batch}" if low else str(batch.micro_batch)
         raise RecipeError(
-            f"batch.effective_batch: {batch.effective_batch} cannot be divided by micro_batch {batch.micro_batch} x "
-            f"workers.count {count}; {near} can"
+            f"batch.effective_batch: {batch.effective_batch} cannot be divided by micro_batch {batch.micro_batch}; "
+            f"{near} can"
         )
-    return batch.effective_batch // at_once
-
-
-def check_latents(rows: Rows, folder: Path) -> LatentFacts:
-    """Look at every latent file that a picked row names. Raises SourceError: missing, broken, or not of one kind."""
-    found: dict[LatentFacts, str] = {}
-    for shard, (last, bucket) in sorted(_named(rows, folder).items()):
-        facts, count, said = _facts_of(folder / shard)
-        if count <= last:
-            raise SourceError(
-                f"{folder / shard}: data.curated: holds {count} latents, the catalogue names number {last}; "
-                f"curate again"
-            )
-        if said != bucket:
-            raise SourceError(
-                f"{folder / shard}: data.curated: is of bucket {said}, the catalogue says {bucket}; curate again"
-            )
-        found.setdefault(facts, shard)
-    if len(found) > 1:
-        (one, first), (two, second) = list(found.items())[:2]
-        raise SourceError(
-            f"{folder}: data.curated: latents of two kinds, {first} ({_words(one)}) and {second} ({_words(two)}); "
-            f"curate again"
+    micros = batch.effective_batch // batch.micro_batch
+    if count > micros:
+        raise RecipeError(
+            f"workers.count: a step of {batch.effective_batch} images has {micros} micro-batches of "
+            f"{batch.micro_batch}, too few for {count} workers; take at most {micros}, or a smaller batch.micro_batch"
         )
-    return next(iter(found))
+    return math.ceil(micros / count)
 
 
-def _named(rows: Rows, folder: Path) -> dict[str, tuple[int, str]]:
-    """Of each latent file that the rows name: the highest offset, and the bucket."""
-    named: dict[str, tuple[int, str]] = {}
-    for shard, offset, bucket in zip(rows.shard.to_pylist(), rows.offset.tolist(), rows.bucket.tolist(), strict=True):
-        name = rows.buckets[bucket]
-        last, before = named.get(str(shard), (0, name))
-        if before != name:
-            raise SourceError(f"{folder}: data.curated: {shard} holds buckets {before} and {name}; curate again")
-        named[str(shard)] = (max(last, offset), name)
-    return named
+def _made(recipe: TrainRecipe, models: Models, data: Data, *, missing: tuple[str, ...]) -> Plan:
+    """Reckon everything that follows. Raises RecipeError if a worker does not fit its GPU."""
+    if recipe.lora is not None:
+        plan_models.check_targets(models.unet, recipe.lora.targets)
+    need = memory.of(recipe, models, cells=data.largest)
+    if recipe.workers.use_gpu:
+        _refuse_too_much(recipe, models, data.largest, need)
+    return Plan(
+        recipe=recipe,
+        models=models,
+        learning=memory.learning(recipe, models),
+        data=data,
+        memory=need,
+        flop=sum(share * _flop(recipe, models, cells) for cells, share in data.buckets.items()),
+        missing=missing,
+    )
 
 
-def _facts_of(path: Path) -> tuple[LatentFacts, int, str]:
-    """What a latent file says of itself, how many latents it holds, and their bucket."""
-    if not path.is_file():
-        raise SourceError(f"{path}: data.curated: no such latent file; run `sote curate` to the end")
+def _flop(recipe: TrainRecipe, models: Models, cells: Cells) -> float:
+    """Operations of one image. Beside adapters the gradients of the layers' own weights are not computed."""
+    tokens = recipe.text.tokens if recipe.model.stage == "prior" else arithmetic.WINDOW
+    found = arithmetic.training_flop(
+        models.unet, cells=cells, tokens=tokens, text=models.text, trains_text=memory.trains_text(recipe)
+    )
+    return found - (arithmetic.forward_flop(models.unet, cells=cells, tokens=tokens) if recipe.lora is not None else 0)
+
+
+def _refuse_too_much(recipe: TrainRecipe, models: Models, cells: Cells, need: Memory) -> None:
+    gpu = gpus.BY_NAME[recipe.workers.gpu]
+    if need.total <= gpu.memory_gb * GB:
+        return
+    near = memory.nearest(recipe, models, cells=cells, limit=gpu.memory_gb * GB)[:MOST_NEAR]
+    if near:
+        mend = "this fits: " + ", or ".join(f"{words} ({size / GB:.0f} GB)" for words, size in near)
+    else:
+        fits = [one for one in gpus.GPUS if memory.nearest(recipe, models, cells=cells, limit=one.memory_gb * GB)]
+        other = f"take {min(fits, key=lambda one: one.memory_gb).name}" if fits else "take more workers"
+        mend = f"no setting of this run does; {other}, or train adapters ([lora])"
+    raise RecipeError(
+        f"workers.gpu: {need.total / GB:.0f} GB of a worker do not fit the {gpu.memory_gb:.0f} GB of {gpu.name}; {mend}"
+    )
+
+
+def _data(recipe: TrainRecipe, models: Models, to_come: ToCome | None) -> Data:
+    """What the curate run has for this recipe. Raises SourceError or WeightsError."""
+    curated = recipe.data.curated
+    _, part = pictures.rules(curated)
+    found = rows.read_for(recipe, cut=pictures.cut(part))
+    checked = None
+    if found.latents is not None or found.vqgan is not None:
+        checked = latents.check(found, latents.Store(curated), recipe.data)
+        _check_channels(recipe, models, found, checked)
+    if found.latents is None:
+        compression = recipe.data.compression or part.compression
+        checked = None if to_come and to_come(recipe.data.encoder, "data.encoder") else _encoder(recipe, compression)
+    order = Order(found, effective_batch=recipe.batch.effective_batch, seed=recipe.batch.seed)
+    pixels = float(VQGAN_STRIDE)
+    if recipe.model.stage == "prior":
+        pixels = checked.compression if checked else recipe.data.compression or part.compression
+    return Data(
+        buckets=_buckets(found, pixels),
+        images=len(found),
+        images_an_epoch=order.images(),
+        steps=last_step(recipe.length, order),
+        latents=checked,
+    )
+
+
+def _is_there(uri: str) -> bool:
     try:
-        header = folders.header(path)
-    except WeightsError as error:
-        raise SourceError(f"data.curated: {error}; curate again") from None
-    said = header.metadata
-    missing = [key for key in ("compression", "encoder_sha256", "bucket", "dtype") if key not in said]
-    if missing or "latents" not in header.tensors or len(header.tensors["latents"].shape) != 4:
-        raise SourceError(f"{path}: data.curated: not a latent file of Sote; curate again")
-    count, channels, _, _ = header.tensors["latents"].shape
-    return (
-        LatentFacts(float(said["compression"]), said["encoder_sha256"], said["dtype"], channels),
-        count,
-        said["bucket"],
-    )
+        return files.kind(uri) is not None
+    except OSError as error:
+        raise SourceError(f"{uri}: data.curated: cannot be reached ({error.strerror or error})") from None
 
 
-def _refuse_sharded(recipe: TrainRecipe) -> None:
-    if stage := recipe.workers.zero_stage:
-        raise RecipeError(
-            f"workers.zero_stage: {stage} cuts tensors into flat pieces, on which stock Adafactor is no longer "
-            f"Adafactor; set it to 0"
+def _expected(recipe: TrainRecipe) -> Data:
+    """What the recipe says of a curate run that is still to come: one square bucket, data.expected_images."""
+    compression = recipe.data.compression or COMPRESSION
+    side = latent_cells(PIXELS, compression if recipe.model.stage == "prior" else VQGAN_STRIDE)
+    images, length = recipe.data.expected_images, recipe.length
+    ends = [length.max_steps]
+    if images is not None and length.epochs is not None:
+        ends.append(math.ceil(length.epochs * images / recipe.batch.effective_batch))
+    known = [end for end in ends if end is not None]
+    # without the number of images, epochs may end the run before max_steps does
+    steps = min(known) if known and (images is not None or length.epochs is None) else None
+    return Data(buckets={(side, side): 1.0}, images_an_epoch=images, steps=steps)
+
+
+def _buckets(found: Rows, pixels_a_cell: float) -> dict[Cells, float]:
+    """The share of images that have each size of latents."""
+    shares: dict[Cells, float] = {}
+    for name, count in zip(found.buckets, np.bincount(found.bucket, weights=found.repeat), strict=True):
+        width, height = (latent_cells(int(side), pixels_a_cell) for side in name.split("x"))
+        shares[height, width] = shares.get((height, width), 0.0) + float(count) / float(found.repeat.sum())
+    return shares
+
+
+def _check_channels(recipe: TrainRecipe, models: Models, found: Rows, facts: LatentFacts) -> None:
+    """Raise WeightsError if the latents have other channels than the UNet takes."""
+    is_prior = recipe.model.stage == "prior"
+    takes = models.unet["in_channels" if is_prior else "effnet_in_channels"]
+    if (is_prior or found.latents is not None) and takes != facts.channels:
+        named = recipe.model.prior if is_prior else recipe.model.decoder
+        raise WeightsError(
+            f"model.{recipe.model.stage}: {named}: takes latents of {takes} channels, {recipe.data.curated} has "
+            f"{facts.channels}"
         )
 
 
-def _check_export(part: ExportPart) -> None:
-    """What `sote export` will need is better missed now than after the training."""
-    if part.decoder is not None:
-        folders.check_decoder(weights.locate(part.decoder, field="export.decoder"), field="export.decoder")
-    if part.encoder is not None:
-        path = weights.locate(part.encoder, field="export.encoder")
-        folders.check_file(path, field="export.encoder", wanted="encoder")
-    if part.previewer is not None:
-        path = weights.locate(part.previewer, field="export.previewer")
-        folders.check_file(path, field="export.previewer", wanted="previewer")
+def _encoder(recipe: TrainRecipe, compression: float) -> LatentFacts:
+    """What the latents will have in common that training makes itself."""
+    path = weights.locate(recipe.data.encoder, field="data.encoder")
+    return LatentFacts(compression, encode.sha256_of(path), "float32", channels=16)
 
 
-def _sizes(recipe: TrainRecipe, prior: Path) -> tuple[int, int]:
-    """Number of weights of prior and text encoder, and of those that are trained."""
-    unet, text = (
-        sum(math.prod(tensor.shape) for tensor in folders.header(folders.weights(prior / name)).tensors.values())
-        for name in ("prior", "text_encoder")
-    )
-    return unet + text, unet + (text if recipe.optimizer.text_encoder_learning_rate is not None else 0)
-
-
-def _flop(rows: Rows, facts: LatentFacts, *, trained: int) -> float:
-    """Floating point operations for one image of mean size."""
-    sides = [[int(side) / facts.compression for side in name.split("x")] for name in rows.buckets]
-    cells = [width * height for width, height in sides]
-    mean: float = sum(cells[bucket] for bucket in rows.bucket.tolist()) / len(rows)
-    return FLOP_PER_WEIGHT_AND_CELL * trained * mean
-
-
-def _words(facts: LatentFacts) -> str:
-    return f"compression {facts.compression:g}, encoder {facts.encoder_sha256[:10]}, {facts.dtype}"
+def _known(value: T | None, recipe: TrainRecipe) -> T:
+    if value is None:
+        raise SourceError(f"{recipe.data.curated}: data.curated: has no catalogue yet; run `sote curate` on it")
+    return value
