@@ -20,8 +20,8 @@ Kind: actor.
 """
 
 import logging
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -30,14 +30,13 @@ import torch.distributed as dist
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
 from torch import Tensor, nn
 
-from sote.train import engine, optimizer, shards
+from sote.train import engine, optimizer, shards, zero_settings
 from sote.train.masters import Masters
 from sote.train.piecewise import Piecewise
 from sote.train.recipe import BatchPart, OptimizerPart, WorkersPart
 from sote.train.shards import Piece, Shard
 
-# Elements sent at a time. DeepSpeed's 5e8 take 5 GB of buffers (two of bfloat16, one of float32); these take 1 GB
-BUCKET = 100_000_000
+PART = 2**28  # elements of a gradient that is clipped in parts: one shard of everything has more than 2^31
 START_ALIGNMENT = 2  # elements: DeepSpeedZeroOptimizer.nccl_start_alignment_factor
 
 
@@ -47,13 +46,14 @@ class DeepSpeed:
     def __init__(self, model: nn.Module, *, part: OptimizerPart, batch: BatchPart, work: WorkersPart) -> None:
         self.part = part
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
-        self.micros = micros_of_worker(batch, workers=self.workers)
+        self.micros = zero_settings.micros_of_worker(batch, workers=self.workers)
         self.done = 0  # micro-batches of the step
         self.optimizer = optimizer.make(model, part)
         whole = engine.whole_masters(self.optimizer, workers=self.workers, rank=self.rank)
-        zero = _Shards.of(self.optimizer, workers=self.workers, rank=self.rank) if work.zero_stage else None
-        self.engine = _start(_Cast(model, work.precision), self.optimizer, settings(batch, work, workers=self.workers))
-        self.zero = _ZeRO(self.engine.optimizer, zero) if zero is not None else None
+        planned = _Shards.of(self.optimizer, workers=self.workers, rank=self.rank) if work.zero_stage else None
+        config = zero_settings.make(batch, work, workers=self.workers)
+        self.engine = _start(_Cast(model, work.precision), self.optimizer, config)
+        self.zero = _ZeRO(self.engine.optimizer, planned) if planned is not None else None
         self.masters = self.zero.masters(self.optimizer, rank=self.rank) if self.zero is not None else whole
         self.device = torch.device(self.engine.device)
 
@@ -66,8 +66,9 @@ class DeepSpeed:
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def gather(self, values_N: Tensor) -> Tensor:
+        values_N = values_N.to(self.device).contiguous()
         found = [torch.empty_like(values_N) for _ in range(self.workers)]
-        dist.all_gather(found, values_N.contiguous())
+        dist.all_gather(found, values_N)
         return torch.cat(found)
 
     def clip(self) -> float:
@@ -115,37 +116,6 @@ class DeepSpeed:
             self.masters.load_state(state)
 
 
-def micros_of_worker(batch: BatchPart, *, workers: int) -> int:
-    """Micro-batches that each worker computes in a step, padding included."""
-    return math.ceil(batch.effective_batch // batch.micro_batch / workers)
-
-
-def settings(batch: BatchPart, work: WorkersPart, *, workers: int) -> dict[str, Any]:
-    """DeepSpeed's configuration, computed from the recipe."""
-    low = work.precision == "bfloat16" and work.zero_stage > 0
-    found = {
-        "train_micro_batch_size_per_gpu": batch.micro_batch,
-        "gradient_accumulation_steps": micros_of_worker(batch, workers=workers),
-        "gradient_clipping": 0.0,  # DeepSpeed's own default is 1.0
-        "gradient_allreduce_op": "sum",
-        "communication_data_type": "fp32",
-        "bf16": {"enabled": low, "check_grad_overflow": False},
-        "zero_optimization": {
-            "stage": work.zero_stage,
-            "overlap_comm": work.use_gpu,
-            "reduce_bucket_size": BUCKET,
-            "compute_grad_norm": work.zero_stage == 0,  # refused there, and unused
-            "round_robin_gradients": False,
-        },
-        "zero_allow_untested_optimizer": True,  # it has a list of optimizers that bear shards; ours do
-        "timers": {"throughput": {"enabled": False}},  # they wait for the GPU at each call
-        "steps_per_print": None,
-        "wall_clock_breakdown": False,
-    }
-    # what is not named is added up in the weights' type
-    return found | ({"data_types": {"grad_accum_dtype": "fp32"}} if low and work.zero_stage == 2 else {})
-
-
 def _start(model: nn.Module, chosen: Piecewise, config: dict[str, Any]) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     backend = dist.get_backend()
@@ -169,11 +139,13 @@ class _Cast(nn.Module):
             return self.model(*inputs)
 
 
+@dataclass
 class _Shards:
     """How ZeRO is going to cut each group, and the float32 bits of this worker's shards before it does."""
 
-    def __init__(self, tensors: list[list[Tensor]], every: list[list[Shard]], mine: list[Tensor], rank: int) -> None:
-        self.tensors, self.every, self.mine, self.rank = tensors, every, mine, rank
+    tensors: list[list[Tensor]]
+    every: list[list[Shard]]
+    mine: list[Tensor]
 
     @classmethod
     def of(cls, chosen: Piecewise, *, workers: int, rank: int) -> "_Shards":
@@ -188,7 +160,7 @@ class _Shards:
             tensors.append(list(group["params"]))
             every.append(cut)
             mine.append(torch.cat(parts) if parts else torch.empty(0))
-        return cls(tensors, every, mine, rank)
+        return cls(tensors, every, mine)
 
 
 class _ZeRO:
@@ -208,9 +180,9 @@ class _ZeRO:
         return Masters(self.zero.single_partition_of_fp32_groups, mine, givers, rank=rank, optimizer=chosen)
 
     def gradients(self) -> list[Tensor]:
-        """The step's gradient of each shard, float32 and flat; whatever is done to it, the update takes.
+        """The step's gradient of the shards, float32, in parts; whatever is done to these, the update takes.
 
-        DeepSpeed has it as a list of tensors in the type that it added up in, or as such a flat one already.
+        DeepSpeed has it as a list of tensors in the type that it added up in, or as one flat tensor already.
         """
         found = []
         for index, parts in self.zero.averaged_gradients.items():
@@ -218,7 +190,7 @@ class _ZeRO:
             if flat is None or flat.dtype != torch.float32:
                 flat = torch.cat([part.reshape(-1).float() for part in parts])
                 self.zero.averaged_gradients[index] = GradPartitionBufferGroup([flat], flat)
-            found.append(flat)
+            found += flat.split(PART)
         return found
 
     def forget_gradients(self) -> None:

@@ -1,4 +1,5 @@
 import ast
+import inspect
 import math
 from pathlib import Path
 
@@ -8,7 +9,6 @@ from torch import Tensor, nn
 from transformers.optimization import Adafactor as Original
 
 from sote.cluster.errors import CheckpointError
-from sote.train import engine
 from sote.train.engine import Plain
 from sote.train.recipe import BatchPart, OptimizerPart, WorkersPart
 
@@ -178,7 +178,7 @@ def test_bfloat16_weights_lose_most_of_the_movement_that_float32_masters_keep(
 def _imported(module: str, seen: set[str]) -> set[str]:
     """All that a module of ours imports when it is imported, through others of ours."""
     seen.add(module)
-    path = Path(engine.__file__).parents[1] / f"{module.removeprefix('sote.').replace('.', '/')}.py"
+    path = Path(inspect.getfile(Plain)).parents[1] / f"{module.removeprefix('sote.').replace('.', '/')}.py"
     for node in ast.parse(path.read_text()).body if path.exists() else ():
         found = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
         if isinstance(node, ast.ImportFrom):
