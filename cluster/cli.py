@@ -93,7 +93,7 @@ def check(recipe: RecipePath) -> None:
 
     loaded = _load_any(recipe)
     print(recipes.dumps(loaded))
-    Console().print(_plan(loaded))
+    Console().print(_plan(loaded, beside=recipe.parent))
 
 
 @app.command(epilog="Example: sote curate runs/demo/recipes/curate.toml")
@@ -120,6 +120,7 @@ def train(recipe: RecipePath) -> None:
     """Latents -> checkpoint. The same command again continues from the last checkpoint."""
     from sote.cluster import recipe as recipes
     from sote.cluster import storage
+    from sote.serve import samples
     from sote.serve.report import write_report
     from sote.train import launch, plan
     from sote.train.recipe import TrainRecipe
@@ -127,7 +128,7 @@ def train(recipe: RecipePath) -> None:
     loaded = recipes.load(recipe, TrainRecipe)
     plan.check(loaded)
     with storage.open_run(loaded, verb="train", command=_command(), may_differ=plan.MAY_DIFFER) as folder:
-        launch.run(loaded, folder=folder, address=Door.address)
+        launch.run(loaded, folder=folder, address=Door.address, paint=samples.painter(loaded))
     print(f"checkpoints: {folder.checkpoints}\nreport:      {write_report(folder.root)}")
 
 
@@ -244,19 +245,20 @@ def _load_any(path: Path) -> "Recipe":
     return recipes.load(path, max(kinds, key=lambda kind: len(keys & kind.model_fields.keys())))
 
 
-def _plan(loaded: "Recipe") -> Any:
-    """The plan of any recipe, after its check."""
+def _plan(loaded: "Recipe", *, beside: Path) -> Any:
+    """The plan of any recipe, after its check. `beside` is the folder of the recipe, and of those it goes on from."""
     from sote.data import plan as data_plan
     from sote.data.recipe import CurateRecipe
     from sote.serve import plan as serve_plan
     from sote.serve.recipe import ServeRecipe
     from sote.train import plan as train_plan
+    from sote.train import plan_tables
     from sote.train.recipe import TrainRecipe
 
     if isinstance(loaded, CurateRecipe):
         return data_plan.render(data_plan.plan(loaded))
     if isinstance(loaded, TrainRecipe):
-        return train_plan.render(train_plan.plan(loaded))
+        return plan_tables.render(train_plan.outline(loaded, beside=beside))
     if isinstance(loaded, ServeRecipe):
         return serve_plan.render(serve_plan.plan(loaded))
     raise TypeError(type(loaded))

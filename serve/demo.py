@@ -25,7 +25,7 @@ from sote.data import index, pipeline, scenes
 from sote.data import plan as data_plan
 from sote.data import recipe as curating
 from sote.data import standins as data_standins
-from sote.serve import app
+from sote.serve import app, samples
 from sote.serve import plan as serve_plan
 from sote.serve import recipe as serving
 from sote.serve.report import write_report
@@ -126,6 +126,15 @@ def _train_recipe(root: Path) -> training.TrainRecipe:
         length=training.LengthPart(max_steps=20),
         workers=training.WorkersPart(count=2),
         checkpoint=training.CheckpointPart(every_steps=10),
+        samples=training.SamplesPart(
+            every_steps=5,
+            prompts=(PROMPT,),
+            negative_prompt=NEGATIVE_PROMPT,
+            seed=SEED,
+            width=SIDE // 2,
+            height=SIDE // 2,
+            steps=8,
+        ),
         export=training.ExportPart(
             name="sote-demo",
             decoder=str(root / "weights" / "decoder"),
@@ -176,7 +185,7 @@ def _train(recipe: training.TrainRecipe, address: str | None) -> None:
     train_plan.check(recipe)
     command = shlex.join(["sote", "train", str(Path(recipe.run) / "recipes" / "train.toml")])
     with storage.open_run(recipe, verb="train", command=command, may_differ=training.MAY_DIFFER) as folder:
-        launch.run(recipe, folder=folder, address=address)
+        launch.run(recipe, folder=folder, address=address, paint=samples.painter(recipe))
 
 
 def _serve(recipe: serving.ServeRecipe, folder: RunFolder) -> None:

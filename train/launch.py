@@ -27,8 +27,9 @@ from sote.cluster import recipe as recipes
 from sote.cluster.errors import RecipeError, RunFailed, SoteError
 from sote.cluster.page import counted, number
 from sote.cluster.storage import RunFolder
-from sote.data import encode, files
+from sote.data import encode
 from sote.train import batches, checkpoint, stopping
+from sote.train.absolute import absolute
 from sote.train.batches import Order, last_step
 from sote.train.checkpoint import Origin
 from sote.train.following import Follower, say
@@ -240,25 +241,6 @@ def _first_says(value: Any) -> Any:
     said = [value]
     dist.broadcast_object_list(said)
     return said[0]
-
-
-def absolute(recipe: TrainRecipe) -> TrainRecipe:
-    """The recipe with absolute paths: Ray's processes have another working directory."""
-    data = {"curated": files.absolute(recipe.data.curated), "encoder": _whole(recipe.data.encoder)}
-    model = {name: _whole(getattr(recipe.model, name)) for name in ("prior", "decoder", "text_encoder")}
-    return recipe.model_copy(
-        update={
-            "data": recipe.data.model_copy(update=data),
-            "model": recipe.model.model_copy(update=model),
-            "export": recipe.export.model_copy(update={"decoder": _whole(recipe.export.decoder)}),
-        }
-    )
-
-
-def _whole(reference: str | None) -> str | None:
-    """A path that is there as an absolute one; a key as it is."""
-    path = Path(reference).expanduser() if reference is not None else None
-    return str(path.resolve()) if path is not None and path.exists() else reference
 
 
 def _lines(error: BaseException | None) -> str:
