@@ -1,15 +1,16 @@
 """A caption: a pure function of what is known of a picture and a profile.
 
 Reads: scores, rating, tags, text, what sidecars and their source say: year, artist, title, characters, series, tags.
-Writes: words, caption, caption_tags.
+Writes: words, caption, caption_tags, caption_groups.
 
 Kind: pure.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import TypedDict
 
 from sote.cluster.errors import RecipeError
@@ -85,11 +86,16 @@ class Words(TypedDict):
 
 @dataclass(frozen=True)
 class Caption:
-    """`tags` is what is trained on (never to be split from text again); `text` is them, joined by SEPARATOR."""
+    """`tags` is what is trained on (never to be split from text again); `text` is them, joined by SEPARATOR.
+
+    `together` are the places of tags that belong together: characters with their series, what the kind of a source
+    adds. A tag that is in none of them stands by itself.
+    """
 
     tags: tuple[str, ...]
     text: str
     words: Words
+    together: tuple[tuple[int, ...], ...] = ()
 
 
 def caption(facts: CaptionFacts, profile: Profile, *, part: CaptionPart, said: Said | None = None) -> Caption:
@@ -105,25 +111,33 @@ def caption(facts: CaptionFacts, profile: Profile, *, part: CaptionPart, said: S
         rating=rating_word(facts.rating, profile),
     )
     text = [_text_tag(facts.text)] if facts.text else []
+    of_kind = _kind_tags(facts, profile)
+    added = of_kind + [one_tag(tag) for tag in facts.source_tags]
     groups: dict[Group, Iterable[str | None]] = {
         "aesthetic": [words["aesthetic"]],
         "quality": [words["quality"]],
         "date": [words["date"] if profile.custom[facts.source_kind].date else None],
-        "custom": _custom_tags(facts, profile) + (text if profile.text_position == "card" else []),
+        "custom": added + (text if profile.text_position == "card" else []),
     }
     if profile.assembly == "kohya":
-        groups["rating"] = block = _kohya_block(facts, words, part=part)
+        elements = _kohya_elements(facts, part=part)
+        groups["rating"] = block = [words["rating"] or "", *chain.from_iterable(elements)]
         given = dict.fromkeys(peoples_tag(name, profile) for name in facts.sidecar_tags)
         groups["rest"] = [tag for tag in given if tag not in block]
     else:
         said = said or _said(facts, profile, part=part)
         groups["rating"] = [words["rating"]]
-        groups["character"], groups["series"] = _characters(facts, said, profile)
+        groups["character"], groups["series"], families = _characters(facts, said, profile)
         groups["rest"] = said.rest
     listed = [tag for group in profile.groups for tag in groups.get(group, ()) if tag]
     listed += text if profile.text_position == "end" else []
-    tags = tuple(listed) if profile.assembly == "kohya" else tuple(dict.fromkeys(listed))
-    return Caption(tags=tags, text=SEPARATOR.join(tags), words=words)
+    if profile.assembly == "kohya":
+        tags = tuple(listed)
+        together = [*_together(tags, [of_kind]), *_in_a_row(tags, elements)]
+    else:
+        tags = tuple(dict.fromkeys(listed))
+        together = _together(tags, [of_kind, *families])
+    return Caption(tags=tags, text=SEPARATOR.join(tags), words=words, together=tuple(together))
 
 
 def check_source(source: Source, profile: Profile) -> None:
@@ -166,8 +180,14 @@ def split_series(name: str, profile: Profile) -> tuple[str, str | None]:
     """Character and series of a character tag: `ganyu_(genshin_impact)` -> ("ganyu", "genshin impact").
 
     Only the last parentheses count, with those inside them. An ending in the profile's `non_series` (a costume, a
-    form) stays with the character, and then there is no series.
+    form) stays with the character, and then there is no series. What is found is kept: pictures share characters.
     """
+    if (known := profile.known_series.get(name)) is None:
+        known = profile.known_series[name] = _split_series(name, profile)
+    return known
+
+
+def _split_series(name: str, profile: Profile) -> tuple[str, str | None]:
     spaced = _spaced(name)
     start = _last_parenthesis(spaced)
     if start is None:
@@ -197,13 +217,50 @@ def _said(facts: CaptionFacts, profile: Profile, *, part: CaptionPart) -> Said:
     return Said(_passing(facts, "character", threshold=part.character_threshold), rest)
 
 
-def _characters(facts: CaptionFacts, said: Said, profile: Profile) -> tuple[list[str], list[str]]:
-    """Characters (the sidecar's, then the tagger's) and series (the sidecar's, else those that the characters name)."""
+def _characters(
+    facts: CaptionFacts, said: Said, profile: Profile
+) -> tuple[list[str], list[str], Iterable[Sequence[str]]]:
+    """Characters (the sidecar's, then the tagger's), series (the sidecar's, else those that the characters name), and
+    each series with its characters.
+
+    A character that names no series is of the only one that there is.
+    """
     split = [split_series(name, profile) for name in (*facts.characters, *said.characters)]
     series = [_spaced(name) for name in facts.series]
     if not any(series):
         series = [named for _, named in split if named]
-    return [character for character, _ in split], series
+    characters = [character for character, _ in split]
+    if not (split and series):
+        return characters, series, ()
+    families: dict[str | None, list[str]] = {name: [name] for name in series if name}
+    only = next(iter(families)) if len(families) == 1 else None
+    for character, named in split:
+        if (of := named or only) in families:
+            families[of].append(character)
+    return characters, series, families.values()
+
+
+def _together(tags: Sequence[str], families: Iterable[Sequence[str]]) -> list[tuple[int, ...]]:
+    """The places of the tags of each family that has more than one, each tag in its first family."""
+    found: list[tuple[int, ...]] = []
+    for family in families:
+        if len(family) > 1:
+            taken = chain.from_iterable(found)
+            places = {tags.index(tag) for tag in family if tag}.difference(taken)
+            if len(places) > 1:
+                found.append(tuple(sorted(places)))
+    return found
+
+
+def _in_a_row(tags: Sequence[str], elements: Iterable[Sequence[str]]) -> Iterator[tuple[int, ...]]:
+    """The places of the tags of each element that has more than one; elements stand in order."""
+    start = 0
+    for element in elements:
+        size = len(element)
+        if size > 1:
+            start = next(at for at in range(start, len(tags)) if tuple(tags[at : at + size]) == tuple(element))
+            yield tuple(range(start, start + size))
+            start += size
 
 
 def _passing(facts: CaptionFacts, wanted: str, *, threshold: float) -> list[str]:
@@ -217,8 +274,8 @@ def _spaced(name: str) -> str:
     return one_tag(name.replace("_", " "))
 
 
-def _custom_tags(facts: CaptionFacts, profile: Profile) -> list[str]:
-    """The tags that the kind of the source adds, one whose fields are not known left out, and then the source's own."""
+def _kind_tags(facts: CaptionFacts, profile: Profile) -> list[str]:
+    """The tags that the kind of the source adds, one whose fields are not known left out."""
     named = {"artist": facts.artist, "title": facts.title, "short_title": facts.short_title}
     known = {field: fit for field, value in named.items() if value and (fit := one_tag(value))}
     tags = []
@@ -229,18 +286,19 @@ def _custom_tags(facts: CaptionFacts, profile: Profile) -> list[str]:
             except KeyError:
                 continue
             break
-    return tags + [one_tag(tag) for tag in facts.source_tags]
+    return tags
 
 
-def _kohya_block(facts: CaptionFacts, words: Words, *, part: CaptionPart) -> list[str]:
-    """Rating, characters, series and general tags as sd-scripts' tagger has them; the trainer splits them at commas."""
+def _kohya_elements(facts: CaptionFacts, *, part: CaptionPart) -> list[list[str]]:
+    """Characters with their series, and general tags, as sd-scripts' tagger has them; the trainer splits them at
+    commas."""
     options = KohyaOptions(
         general_threshold=part.general_threshold,
         character_threshold=part.character_threshold,
         use_rating_tags=False,
     )
-    tags = [one_tag(tag) for element in kohya_list(facts.tags, (), options=options) for tag in element.split(SEPARATOR)]
-    return [words["rating"] or "", *tags]
+    split = ([one_tag(tag) for tag in each.split(SEPARATOR)] for each in kohya_list(facts.tags, (), options=options))
+    return [[tag for tag in element if tag] for element in split]
 
 
 def _text_tag(text: str) -> str:

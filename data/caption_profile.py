@@ -145,6 +145,11 @@ class Profile(Part):
         return frozenset(self.kaomoji)
 
     @cached_property
+    def known_series(self) -> dict[str, tuple[str, str | None]]:
+        """What the names of characters were split into so far: caption.split_series fills it."""
+        return {}
+
+    @cached_property
     def non_series_pattern(self) -> re.Pattern[str]:
         return re.compile("|".join(fnmatch.translate(entry) for entry in self.non_series) or r"(?!)")
 

@@ -2,7 +2,7 @@
 
 A row has about eighty tags out of ten thousand, of which thirty are in its caption. So the tags are looked at as flat
 arrays: each different one is written once, and only those that pass their threshold become Python objects.
-Reads: COLUMNS. Writes: words, caption, caption_tags.
+Reads: COLUMNS. Writes: words, caption, caption_tags, caption_groups.
 
 Kind: pure.
 """
@@ -165,6 +165,10 @@ def _columns(made: Sequence[Caption | None]) -> dict[str, Column]:
     missing = np.array([each is None for each in made], np.bool_)
     sizes = [len(each.tags) if each else 0 for each in made]
     flat = list(chain.from_iterable(each.tags for each in made if each))
+    begins = np.concatenate([[0], np.cumsum(np.array(sizes, np.int64))])
+    offsets, mask = pa.array(begins, pa.int32()), pa.array(missing)
+    tags = pa.ListArray.from_arrays(offsets, pa.array(flat, pa.string()), mask=mask)
+    groups = pa.ListArray.from_arrays(offsets, pa.array(_groups(made, begins), pa.int32()), mask=mask)
     words = [
         pa.array([each.words[name] if each else None for each in made], pa.string())  # type: ignore[literal-required]
         for name in (field.name for field in schema.WORDS)
@@ -172,9 +176,16 @@ def _columns(made: Sequence[Caption | None]) -> dict[str, Column]:
     return {
         "words": pa.StructArray.from_arrays(words, fields=list(schema.WORDS), mask=pa.array(missing)),
         "caption": pa.array([each.text if each else None for each in made], pa.string()),
-        "caption_tags": pa.ListArray.from_arrays(
-            pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32()),
-            pa.array(flat, pa.string()),
-            mask=pa.array(missing),
-        ),
+        "caption_tags": tags,
+        "caption_groups": groups,
     }
+
+
+def _groups(made: Sequence[Caption | None], begins: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The number of each tag's group, flat: the place of the group's first tag in its caption."""
+    numbers = np.arange(begins[-1]) - np.repeat(begins[:-1], np.diff(begins))
+    for begin, each in zip(begins.tolist(), made, strict=False):
+        for first, *others in each.together if each else ():
+            for place in others:
+                numbers[begin + place] = first
+    return numbers

@@ -34,7 +34,10 @@ READ = (
 # hold one at a time, and the footer of six million rows stays below 2 MB.
 GROUP_ROWS: Final = 32_768
 # Hardly two rows have the same value: no dictionary is tried for them.
-UNLIKE: Final = {"id", "uri", "phash", "keeper", "text", "caption", "duplicate_group", "latent_offset", "vqgan_offset"}
+UNLIKE: Final = {"id", "uri", "phash", "keeper", "text", "caption", "duplicate_group", "bytes", "offset"} | {
+    "latent_offset",
+    "vqgan_offset",
+}
 
 
 @dataclass

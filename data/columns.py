@@ -28,5 +28,8 @@ def read_columns(folder: RunFolder, shard: int, columns: Iterable[str], *, coded
         of_it = [path for path in coded if path.partition(".")[0] in names]
         with pq.ParquetFile(folder.rows(stage, shard), read_dictionary=of_it) as file:
             table = file.read(columns=names, use_threads=False)
-        found |= {name: table[name] for name in names}
+            rows = file.metadata.num_rows
+        for name in names:  # rows of an earlier version have not every column of this one
+            there = name in table.column_names
+            found[name] = table[name] if there else pa.array([None] * rows, schema.BY_NAME[name].type)
     return pa.table({name: found[name] for name in wanted})

@@ -21,6 +21,7 @@ TAG = pa.struct([("name", pa.string()), ("probability", pa.float32()), ("categor
 RATING = pa.struct([(name, pa.float32()) for name in RATINGS])
 WORDS = pa.struct([(name, pa.string()) for name in ("aesthetic", "quality", "date", "rating")])
 NAMES = pa.list_(pa.string())
+NUMBERS = pa.list_(pa.int32())
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,21 @@ COLUMNS: tuple[Column, ...] = (
     Column("frames", pa.int32(), "number of frames; above 1 it is an animation, of which the first is used", "decode"),
     Column("duplicate_distance", pa.int32(), "Hamming distance to the keeper, bits; null outside of one", "duplicates"),
     Column("sidecar_tags", NAMES, "tags that people gave, of all sidecars of the duplicate group", "duplicates"),
+    Column(
+        "caption_groups",
+        NUMBERS,
+        "a number for each of caption_tags: those of the same number stay together and in order, as a character and "
+        "its series",
+        "caption",
+    ),
     Column("sets", NAMES, "the recipe's sets ([select.sets]) that a picked row belongs to", "select"),
     Column("crop", pa.list_(pa.int32(), 4), "left, top, right, bottom in pixels of the picture", "latents"),
     Column("vqgan_shard", pa.string(), "file with the latents of Stage A, relative to RUN/latents", "latents"),
     Column("vqgan_offset", pa.int32(), "row within that file", "latents"),
+    Column("bytes", pa.int64(), "size of the file", "index"),
+    Column("offset", pa.int64(), "where its bytes begin in a tar; its row in a Parquet file", "index"),
     # what stages tell each other
     Column("row", pa.int32(), "place of the row in its shard", "index", catalogue=False),
-    Column("bytes", pa.int64(), "size of the file", "index", catalogue=False),
-    Column("offset", pa.int64(), "where its bytes begin in a tar; its row in a Parquet file", "index", catalogue=False),
     Column("shared_stem", pa.bool_(), "another picture of its folder has the same stem", "index", catalogue=False),
     Column("post_date", pa.string(), "ISO date of the post, or a year, as its sidecar says", "index", catalogue=False),
     Column("post_characters", NAMES, "characters named by its sidecar, underscores as there", "index", catalogue=False),

@@ -14,6 +14,7 @@ from sote.data.recipe import CaptionPart, Source
 
 CARD = load_profile("sote-v1")
 PART = CaptionPart()
+WRITTEN = ("caption", "caption_tags", "caption_groups", "words")
 SOURCES = {
     "board": Source(name="board", kind="image board", path="a", sidecar_tags=True, date_word="mid"),
     "pixiv": Source(name="pixiv", kind="pixiv", path="b", tags=("drawn",)),
@@ -53,9 +54,9 @@ def table_of(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.table({name: pa.array([row[name] for row in rows], schema.BY_NAME[name].type) for name in COLUMNS})
 
 
-def expected(row: dict[str, Any], profile, *, part: CaptionPart) -> tuple[Any, Any, Any]:
+def expected(row: dict[str, Any], profile, *, part: CaptionPart) -> tuple[Any, Any, Any, Any]:
     if row["tags"] is None:
-        return None, None, None
+        return None, None, None, None
     source = SOURCES[row["source"]]
     facts = CaptionFacts(
         source_kind=source.kind,
@@ -71,7 +72,11 @@ def expected(row: dict[str, Any], profile, *, part: CaptionPart) -> tuple[Any, A
         **{name: row[name] for name in ("aesthetic_score", "quality_score", "year", "text", "artist")},
     )
     made = caption(facts, profile, part=part)
-    return made.text, list(made.tags), made.words
+    groups = list(range(len(made.tags)))
+    for together in made.together:
+        for place in together:
+            groups[place] = together[0]
+    return made.text, list(made.tags), groups, made.words
 
 
 @pytest.mark.parametrize("assembly", ["clean", "kohya"])
@@ -82,11 +87,9 @@ def test_a_shards_captions_are_those_of_its_rows(assembly: str, part: CaptionPar
     table = table_of([made_row(draw) for _ in range(400)])
     table = pa.concat_tables([table.slice(0, 150), table.slice(150)])
     made = captions(table, profile, part=part, sources=SOURCES)
-    rows = zip(*(made[name].to_pylist() for name in ("caption", "caption_tags", "words")), strict=True)
+    rows = zip(*(made[name].to_pylist() for name in WRITTEN), strict=True)
     assert list(rows) == [expected(row, profile, part=part) for row in table.to_pylist()]
-    assert {name: column.type for name, column in made.items()} == {
-        name: schema.BY_NAME[name].type for name in ("words", "caption", "caption_tags")
-    }
+    assert {name: column.type for name, column in made.items()} == {name: schema.BY_NAME[name].type for name in WRITTEN}
 
 
 def test_names_of_tags_may_come_as_numbers_into_a_list() -> None:
@@ -109,7 +112,7 @@ def test_names_of_tags_may_come_as_numbers_into_a_list() -> None:
 
 def test_a_shard_without_rows_or_without_tags_has_captions_too() -> None:
     empty = captions(table_of([]), CARD, part=PART, sources=SOURCES)
-    assert [len(column) for column in empty.values()] == [0, 0, 0]
+    assert [len(column) for column in empty.values()] == [0, 0, 0, 0]
     untagged = made_row(random.Random(2)) | {"tags": None}
     made = captions(table_of([untagged]), CARD, part=PART, sources=SOURCES)
-    assert [column.to_pylist() for column in made.values()] == [[None], [None], [None]]
+    assert [column.to_pylist() for column in made.values()] == [[None], [None], [None], [None]]
