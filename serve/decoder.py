@@ -26,12 +26,15 @@ CHANNELS = 4  # of VQ latents
 
 
 class DecoderModel:
-    """Stage B and Stage A, loaded once. It needs no text encoder: the pooled vector comes with the latents."""
+    """Stage B and Stage A, loaded once; or `weights` that are on the device already. It needs no text encoder: the
+    pooled vector comes with the latents."""
 
-    def __init__(self, part: ModelPart, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self, part: ModelPart, *, device: torch.device | None = None, weights: load.DecoderWeights | None = None
+    ) -> None:
         self.device = device or load.device_here()
-        self.weights = load.load_decoder(part, device=self.device)
-        self.name = part.name or Path(part.prior).name
+        self.weights = weights or load.load_decoder(part, device=self.device)
+        self.name = part.name or Path(part.prior).name.removesuffix(".safetensors")
         self.version = metadata.version("sote")
 
     @torch.inference_mode()
@@ -61,19 +64,16 @@ class DecoderModel:
         """eps of Stage B with guidance; the unconditional pass has zeros in place of latents."""
         unet, images, is_guided = self.weights.unet, settings.images, settings.decoder.is_guided
         rows = 2 if is_guided else 1
-        pooled_B1D = torch.from_numpy(latents.pooled[:rows]).to(self.device, unet.dtype)
+        pooled_B1D = torch.from_numpy(latents.pooled[:rows]).to(self.device)
         pooled_B1D = pooled_B1D.repeat_interleave(images, dim=0)
-        latents_BCHW = torch.from_numpy(latents.latents).to(self.device, unet.dtype)
+        latents_BCHW = torch.from_numpy(latents.latents).to(self.device)
         if is_guided:
             latents_BCHW = torch.cat([latents_BCHW, torch.zeros_like(latents_BCHW)])
 
         def predict(x: Tensor, r: Tensor) -> Tensor:
             eps: Tensor = unet(
-                torch.cat([x] * rows).to(unet.dtype),
-                timestep_ratio=torch.cat([r] * rows),
-                clip_text_pooled=pooled_B1D,
-                effnet=latents_BCHW,
-            ).sample.float()
+                torch.cat([x] * rows), time_B=torch.cat([r] * rows), pooled_B1D=pooled_B1D, latents_BCHW=latents_BCHW
+            ).float()
             return sampling.guided(*eps.chunk(2), scale=settings.decoder.guidance) if is_guided else eps
 
         return predict

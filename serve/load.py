@@ -1,52 +1,34 @@
-"""Loads the models of the cascade from pipeline folders, class by class.
-
-diffusers' Stable Cascade pipelines are deprecated and are not used: only its UNet, Stage A and transformers' CLIP.
+"""Loads the models of the cascade, whatever layout their files have (train/modelfile.py).
 
 Kind: actor.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
-from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.utils.logging import disable_progress_bar
 
-from sote.cluster import weights
-from sote.cluster.errors import CheckpointError
+from sote.cluster.errors import WeightsError
 from sote.serve.recipe import DType, ModelPart
-from sote.train import folders
+from sote.train import modelfile, text
+from sote.train.unet import CascadeUNet
 
-MASK_KEY, MASKED = "text_mask", "masked"  # safetensors metadata of a prior: how its text encoder was called
-
-
-class CascadeUNet(StableCascadeUNet):
-    """StableCascadeUNet whose time embedding is made in float32 whatever the weights are.
-
-    diffusers makes it in the dtype of its input, and r * 10000 in bfloat16 has steps of up to 64.
-    """
-
-    def get_timestep_ratio_embedding(self, timestep_ratio: torch.Tensor, max_positions: int = 10_000) -> torch.Tensor:
-        make: Callable[..., torch.Tensor] = super().get_timestep_ratio_embedding
-        return make(timestep_ratio.float(), max_positions).to(self.dtype)
+# safetensors metadata of a prior: how its text encoder was called at training
+MASK_KEY, MASKED = "text_mask", "masked"
+TOKENS_KEY, TOKENS = "text_tokens", (77, 152, 227)
 
 
 @dataclass(frozen=True)
 class PriorWeights:
-    """Stage C with its text encoder. `mask_padding`: pad tokens are hidden from the text encoder.
-
-    `windows`: how many windows of 75 tokens a text embedding is made of.
-    """
+    """Stage C with its text encoder. `mask_padding`: pad tokens are hidden from the text encoder; `windows`: of 75
+    tokens, that a prompt may fill."""
 
     unet: CascadeUNet
     text_encoder: Any
     tokenizer: Any
     mask_padding: bool
-    windows: int = 1
+    windows: int
 
 
 @dataclass(frozen=True)
@@ -61,29 +43,30 @@ class DecoderWeights:
 def load_prior(part: ModelPart, *, device: torch.device) -> PriorWeights:
     """Load what `part.prior` names. Raises WeightsError or CheckpointError where that is not Stage C."""
     field, dtype = "model.prior", dtype_for(part.prior_dtype, device)
-    folder = weights.locate(part.prior, field=field)
-    folders.check_prior(folder, field=field)
-    unet = _unet(folder / "prior", field=field, dtype=dtype)
-    variant = folders.variant(folder / "text_encoder")
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers draws one for each load
-    text_encoder = CLIPTextModelWithProjection.from_pretrained(
-        folder / "text_encoder", dtype=dtype, local_files_only=True, variant=variant
+    found = modelfile.prior(part.prior, field=field, text_encoder=part.text_encoder)
+    said = found.unet.metadata
+    masked = part.mask_padding if part.mask_padding is not None else said.get(MASK_KEY, MASKED) == MASKED
+    tokens = part.text_tokens if part.text_tokens is not None else _tokens(said, field=f"{found.unet.path}: {field}")
+    return PriorWeights(
+        unet=_ready(modelfile.unet_model(found.unet, dtype=dtype, device=device)),
+        text_encoder=_ready(modelfile.text_model(found.text_encoder, dtype=dtype, device=device)),
+        tokenizer=modelfile.tokenizer(found.tokenizer),
+        mask_padding=masked,
+        windows=text.windows_of(tokens),
     )
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    masked = part.mask_padding if part.mask_padding is not None else _was_masked(folder / "prior")
-    return PriorWeights(_ready(unet, device), _ready(text_encoder, device), tokenizer, masked)
 
 
 def load_decoder(part: ModelPart, *, device: torch.device) -> DecoderWeights:
     """Load what `part.decoder` names. Raises WeightsError or CheckpointError where that is not Stage B and A."""
     field, dtype = "model.decoder", dtype_for(part.decoder_dtype, device)
-    folder = weights.locate(part.decoder, field=field)
-    folders.check_decoder(folder, field=field)
-    unet = _unet(folder / "decoder", field=field, dtype=dtype)
-    variant = folders.variant(folder / "vqgan")
-    # Stage A is 1 % of the parameters: float32 costs little and keeps smooth areas smooth
-    vqgan = PaellaVQModel.from_pretrained(folder / "vqgan", local_files_only=True, variant=variant)
-    return DecoderWeights(_ready(unet, device), _ready(vqgan.float(), device), part.vqgan_scale)
+    found = modelfile.decoder(part.decoder, field=field)
+    vqgan = modelfile.needed_vqgan(found, field=field)
+    return DecoderWeights(
+        unet=_ready(modelfile.unet_model(found.unet, dtype=dtype, device=device)),
+        # Stage A is 1 % of the parameters: float32 costs little and keeps smooth areas smooth
+        vqgan=_ready(modelfile.vqgan_model(vqgan, dtype=torch.float32, device=device)),
+        vqgan_scale=part.vqgan_scale,
+    )
 
 
 def dtype_for(name: DType, device: torch.device) -> torch.dtype:
@@ -99,26 +82,12 @@ def device_here() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _unet(folder: Path, *, field: str, dtype: torch.dtype) -> CascadeUNet:
-    """The UNet of `folder`; every tensor must be there, with the shape that its config gives."""
-    with torch.device("meta"):
-        model = CascadeUNet.from_config(CascadeUNet.load_config(folder, local_files_only=True))
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    stored = {name: tensor.shape for name, tensor in folders.header(folders.weights(folder)).tensors.items()}
-    for name in sorted(wanted.keys() | stored.keys()):
-        if wanted.get(name) != stored.get(name):
-            raise CheckpointError(
-                f"{field}: {folder}: tensor {name} has shape {stored.get(name, 'missing')} in the weights and "
-                f"{wanted.get(name, 'none')} by config.json; the two are not of one model"
-            )
-    return CascadeUNet.from_pretrained(  # type: ignore[no-any-return]
-        folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, variant=folders.variant(folder)
-    )
+def _tokens(metadata: Mapping[str, str], *, field: str) -> int:
+    said = metadata.get(TOKENS_KEY, str(TOKENS[0]))
+    if said not in map(str, TOKENS):
+        raise WeightsError(f"{field}: its metadata says {TOKENS_KEY} {said!r}; set model.text_tokens to 77, 152 or 227")
+    return int(said)
 
 
-def _was_masked(folder: Path) -> bool:
-    return folders.header(folders.weights(folder)).metadata.get(MASK_KEY, MASKED) == MASKED
-
-
-def _ready(model: Any, device: torch.device) -> Any:
-    return model.to(device).eval().requires_grad_(False)
+def _ready(model: Any) -> Any:
+    return model.eval().requires_grad_(False)

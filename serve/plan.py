@@ -6,15 +6,14 @@ Kind: pure, but for looking at files.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from sote.cluster import weights
 from sote.cluster.errors import CheckpointError
 from sote.serve.recipe import DType, ServeRecipe, Side
-from sote.train import folders, names
+from sote.train import modelfile
+from sote.train.source import Source
 
 # TFLOP at 1024x1024 of the full-size models (torch's FlopCounter, 2 per multiply-add): one row of Stage C at 24x24
 # latent cells, one row of Stage B, the decoding of Stage A. Other sizes: in proportion to the pixels.
@@ -44,26 +43,16 @@ class Plan:
 def check(recipe: ServeRecipe) -> dict[str, Path]:
     """Find every wrong input before anything starts; returns where the weights of each field lie.
 
-    Raises WeightsError or CheckpointError in one line: missing, the other stage, cut short, or two that do not fit.
+    Raises WeightsError or CheckpointError in one line: missing, the other stage, a config
+    or tensors of another model, cut short, or two that do not fit.
     """
-    places = {
-        "model.prior": weights.locate(recipe.model.prior, field="model.prior"),
-        "model.decoder": weights.locate(recipe.model.decoder, field="model.decoder"),
-    }
-    for field, path in places.items():
-        _refuse_file(path, field)
-    folders.check_prior(places["model.prior"], field="model.prior")
-    folders.check_decoder(places["model.decoder"], field="model.decoder")
-    _check_shapes(places["model.prior"] / "prior", field="model.prior")
-    _check_shapes(places["model.decoder"] / "decoder", field="model.decoder")
-    _check_fit(places)
-    return places
+    return {field: models[0].path for field, models in _models(recipe).items()}
 
 
 def plan(recipe: ServeRecipe) -> Plan:
     """Estimate memory and work. Raises what `check` raises."""
-    places = check(recipe)
-    counts = {f"{field}: {folder.name}": _parameters(folder) for field, folder in _models(places)}
+    models = _models(recipe)
+    counts = {f"{field}: {each.what}": _parameters(each) for field, some in models.items() for each in some}
     bytes_cpu = bytes_gpu = 0
     for name, replicas, dtype in (
         ("prior", recipe.prior_replicas, recipe.model.prior_dtype),
@@ -76,7 +65,7 @@ def plan(recipe: ServeRecipe) -> Plan:
     shown = {"prior": recipe.prior_replicas, "decoder": recipe.decoder_replicas}
     return Plan(
         url=f"http://{recipe.host}:{recipe.port}",
-        weights=places,
+        weights={field: some[0].path for field, some in models.items()},
         parameters=counts,
         replicas={
             name: f"{part.min_replicas} to {part.max_replicas}, each {part.cpus:g} cores and {part.gpus:g} GPUs"
@@ -108,75 +97,25 @@ def render(plan: Plan) -> RenderableType:
     return Group(found, work)
 
 
-def _models(places: dict[str, Path]) -> list[tuple[str, Path]]:
-    """Field and folder of each model that is loaded."""
-    prior, decoder = places["model.prior"], places["model.decoder"]
-    return [
-        ("model.prior", prior / "prior"),
-        ("model.prior", prior / "text_encoder"),
-        ("model.decoder", decoder / "decoder"),
-        ("model.decoder", decoder / "vqgan"),
-    ]
-
-
-def _refuse_file(path: Path, field: str) -> None:
-    """Serving reads pipeline folders; of a single file it says what it is. A decoder was often taken for the model."""
-    if path.is_file():
-        found = names.model_of(folders.header(path).tensors)
-        parts = "prior/, text_encoder/ and tokenizer/" if field == "model.prior" else "decoder/ and vqgan/"
+def _models(recipe: ServeRecipe) -> dict[str, list[Source]]:
+    """The models that each field names, the UNet first. Raises what `check` raises."""
+    part = recipe.model
+    prior = modelfile.prior(part.prior, field="model.prior", text_encoder=part.text_encoder)
+    decoder = modelfile.decoder(part.decoder, field="model.decoder")
+    vqgan = modelfile.needed_vqgan(decoder, field="model.decoder")
+    # The pooled text of the prior's text encoder goes into both UNets
+    wanted, given = decoder.unet.config["clip_text_pooled_in_channels"], prior.text_encoder.config["projection_dim"]
+    if wanted != given:
         raise CheckpointError(
-            f"{field}: {path} is a single file with {folders.WHAT[found]}; serving reads folders of diffusers: "
-            f"name one with {parts}"
+            f"model.decoder: takes pooled text of width {wanted}, the text encoder of model.prior gives {given}; "
+            "name a prior and a decoder of one family"
         )
+    return {"model.prior": [prior.unet, prior.text_encoder], "model.decoder": [decoder.unet, vqgan]}
 
 
-def _check_shapes(folder: Path, *, field: str) -> None:
-    """The weights must be those that config.json describes: full beside lite is told here, each tensor at loading."""
-    found = {name: tensor.shape for name, tensor in folders.header(folders.weights(folder)).tensors.items()}
-    for name, shape in _expected(folders.config(folder)).items():
-        if found.get(name) != shape:
-            raise CheckpointError(
-                f"{field}: {folder}: {name} has shape {found.get(name, 'none')} in the weights and {shape or 'none'} "
-                "by config.json; take both from one model"
-            )
-
-
-def _expected(config: dict[str, Any]) -> dict[str, tuple[int, ...] | None]:
-    """Name and shape of the tensors that tell one size of StableCascadeUNet from another: ends, widths, depths.
-
-    None is a tensor that must not be there: the layer after the last.
-    """
-    widths, text = config["block_out_channels"], config["conditioning_dim"]
-    pixels = config["patch_size"] ** 2
-    shapes: dict[str, tuple[int, ...] | None] = {
-        "embedding.1.weight": (widths[0], config["in_channels"] * pixels, 1, 1),
-        "clf.1.weight": (config["out_channels"] * pixels, widths[0], 1, 1),
-        "clip_txt_pooled_mapper.bias": (text * config.get("clip_seq", 4),),  # 4 in every published config
-    }
-    if config.get("clip_text_in_channels"):
-        shapes["clip_txt_mapper.weight"] = (text, config["clip_text_in_channels"])
-    for level, layers in enumerate(config["down_num_layers_per_block"]):
-        blocks = len(config["block_types_per_layer"][level])  # of a layer; the residual block is its first
-        shapes[f"down_blocks.{level}.{(layers - 1) * blocks}.channelwise.4.bias"] = (widths[level],)
-        shapes[f"down_blocks.{level}.{layers * blocks}.channelwise.4.bias"] = None
-    return shapes
-
-
-def _check_fit(places: dict[str, Path]) -> None:
-    """The pooled text of the prior's text encoder goes into both UNets: its width must be theirs."""
-    given = folders.config(places["model.prior"] / "text_encoder").get("projection_dim")
-    for field, name in (("model.prior", "prior"), ("model.decoder", "decoder")):
-        wanted = folders.config(places[field] / name).get("clip_text_pooled_in_channels")
-        if wanted != given:
-            raise CheckpointError(
-                f"{field}: takes pooled text of width {wanted}, the text encoder of model.prior gives {given}; "
-                "name a prior and a decoder of one family"
-            )
-
-
-def _parameters(folder: Path) -> int:
+def _parameters(source: Source) -> int:
     """Number of values in a model's weights."""
-    return sum(math.prod(tensor.shape) for tensor in folders.header(folders.weights(folder)).tensors.values())
+    return sum(math.prod(shape) for shape in source.shapes.values())
 
 
 def _tflop(recipe: ServeRecipe) -> float:

@@ -33,15 +33,17 @@ class Text:
 
 
 class PriorModel:
-    """Text encoder and Stage C, loaded once."""
+    """Text encoder and Stage C, loaded once; or `weights` that are on the device already."""
 
-    def __init__(self, part: ModelPart, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self, part: ModelPart, *, device: torch.device | None = None, weights: load.PriorWeights | None = None
+    ) -> None:
         self.device = device or load.device_here()
-        self.weights = load.load_prior(part, device=self.device)
+        self.weights = weights or load.load_prior(part, device=self.device)
 
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> Text:
-        """Embed prompts. The pooled vectors keep their axis of one: the UNet's branch without it is broken."""
+        """Embed prompts, as training embeds captions."""
         tokenizer, windows = self.weights.tokenizer, self.weights.windows
         tokens_BNT, mask_BNT = text.tokens(tokenizer, prompts, windows=windows)
         states_BTD, pooled_B1D = text.embed(
@@ -82,17 +84,12 @@ class PriorModel:
         rows = 2 if is_guided else 1
         states_BTD = prompts.states[:rows].repeat_interleave(images, dim=0)
         pooled_B1D = prompts.pooled[:rows].repeat_interleave(images, dim=0)
-        # No picture is given: zeros, as at training. Without it the UNet would not look at the text states at all
-        image_B1D = pooled_B1D.new_zeros(rows * images, 1, unet.config["clip_image_in_channels"])
 
         def predict(x: Tensor, r: Tensor) -> Tensor:
+            # No picture is given: the UNet takes zeros for it, as at training
             eps: Tensor = unet(
-                torch.cat([x] * rows).to(unet.dtype),
-                timestep_ratio=torch.cat([r] * rows),
-                clip_text_pooled=pooled_B1D,
-                clip_text=states_BTD,
-                clip_img=image_B1D,
-            ).sample.float()
+                torch.cat([x] * rows), time_B=torch.cat([r] * rows), pooled_B1D=pooled_B1D, text_BTD=states_BTD
+            ).float()
             return sampling.guided(*eps.chunk(2), scale=settings.prior.guidance) if is_guided else eps
 
         return predict

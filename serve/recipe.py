@@ -27,8 +27,10 @@ Shift = Annotated[float, Field(gt=0, le=10)]
 class ModelPart(Part):
     """The weights, by key or local path, and how they compute. "auto" is bfloat16 on CUDA and float32 on a CPU."""
 
-    prior: str = "sotediffusion-wuerstchen3"  # folder with prior/, text_encoder/ and tokenizer/
-    decoder: str = "sotediffusion-wuerstchen3-decoder"  # folder with decoder/ and vqgan/
+    # A diffusers folder, a ComfyUI checkpoint, an original file, a UNet-only file, or the run folder of a training
+    prior: str = "sotediffusion-wuerstchen3"  # Stage C and its text encoder
+    decoder: str = "sotediffusion-wuerstchen3-decoder"  # Stage B and A
+    text_encoder: str | None = None  # needed only beside a prior that has none
     name: str | None = None  # as it stands in the pictures' parameters; left out: the last part of `prior`
     prior_dtype: DType = "auto"
     decoder_dtype: DType = "auto"
@@ -36,6 +38,8 @@ class ModelPart(Part):
     vqgan_scale: float = Field(default=0.43, gt=0)
     # None: what the weights' metadata says, and masked where it says nothing (diffusers and ComfyUI mask)
     mask_padding: bool | None = None
+    # None: what the weights' metadata says, and 77 where it says nothing; the seed's author trained with 227
+    text_tokens: Literal[77, 152, 227] | None = None
 
     @field_validator("prior_dtype")
     @classmethod

@@ -99,6 +99,13 @@ def decoder(reference: str, *, field: str) -> DecoderSources:
     )
 
 
+def needed_vqgan(found: DecoderSources, *, field: str) -> Source:
+    """The Stage A beside Stage B. Raises WeightsError: there is none."""
+    if found.vqgan is None:
+        raise WeightsError(f"{found.unet.path}: {field}: has no Stage A; put stage_a.safetensors beside it")
+    return found.vqgan
+
+
 def text_encoder_of(reference: str, *, field: str) -> Source:
     """The text encoder by reference: a file, a model's folder, or whatever else holds one."""
     return _only(reference, "text encoder", field)

@@ -11,7 +11,7 @@ Kind: pure.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from sote.cluster.errors import WeightsError
@@ -65,15 +65,19 @@ TEXT_MARKS = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 1}
 VQGAN_SCALE = 0.43  # Stability's StageA, as Stage B was trained; published vqgan configs have Wuerstchen v2's 0.3764
 
 
-def unet_config(shapes: Shapes) -> dict[str, Any]:
-    """The config.json of a prior or decoder. Raises WeightsError: a tensor without which its size cannot be told."""
+def unet_config(shapes: Shapes, *, heads: Sequence[int] | None = None) -> dict[str, Any]:
+    """The config.json of a prior or decoder; `heads` of each level are known from elsewhere, or are 64 wide.
+
+    Raises WeightsError: a tensor without which its size cannot be told, or a width that is not of such heads.
+    """
     is_prior = "clip_txt_mapper.weight" in shapes
     levels = _count(shapes, "down_blocks")
     down = [_layers(shapes, f"down_blocks.{level}") for level in range(levels)]
     up = [_layers(shapes, f"up_blocks.{place}") for place in range(_count(shapes, "up_blocks"))]
     widths = [_shape(shapes, f"down_blocks.{level}.0.channelwise.4.weight")[0] for level in range(levels)]
     types = [kinds for kinds, _ in down]
-    heads = [_heads(width) if ATTENTION in kinds else 0 for width, kinds in zip(widths, types, strict=True)]
+    if heads is None:
+        heads = [_heads(width) if ATTENTION in kinds else 0 for width, kinds in zip(widths, types, strict=True)]
     folded = 1 if is_prior else 2
     pooled = _shape(shapes, "clip_txt_pooled_mapper.weight")
     conditioning = _conditioning(shapes) or pooled[0] // 4
@@ -86,7 +90,7 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
         "patch_size": folded,
         "conditioning_dim": conditioning,
         "block_out_channels": widths,
-        "num_attention_heads": heads,
+        "num_attention_heads": list(heads),
         "down_num_layers_per_block": [count for _, count in down],
         "up_num_layers_per_block": [count for _, count in up],
         "down_blocks_repeat_mappers": [1 + _count(shapes, f"down_repeat_mappers.{level}") for level in range(levels)],

@@ -183,7 +183,7 @@ def _problem(what: Model, config: dict[str, Any], sizes: shapes.Shapes) -> str |
         ) from None
     if problem is None or what not in ("prior", "decoder"):
         return problem
-    found = shapes.unet_config(sizes)
+    found = shapes.unet_config(sizes, heads=config.get("num_attention_heads", ()))
     other = shapes.contradiction(config, found)
     if other is None or shapes.difference(EXPECT[what](found), sizes) is not None:
         return problem  # it is the tensors that are not whole
