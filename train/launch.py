@@ -82,10 +82,8 @@ def course(recipe: TrainRecipe) -> tuple[int, Origin]:
         compression, encoder = float(says["compression"]), says["encoder_sha256"]
     else:
         path = weights.locate(recipe.data.encoder, field="data.encoder")
-        compression, encoder = (
-            loader.inputs.compression,
-            encode.sha256_of(path if path.is_file() else path / encode.FILE),
-        )
+        compression = loader.inputs.compression
+        encoder = encode.sha256_of(path if path.is_file() else path / encode.FILE)
     return last_step(recipe.length, order), Origin(recipes.digest(recipe), compression, encoder)
 
 
@@ -101,13 +99,16 @@ def _train_through(
         fit = _Fit(trainer)
         fit.start()
         # before a start nothing is to be saved; after an error of ours Ray would only start the workers once more
-        while fit.is_alive() and not (stop.asked and not follower.starts) and not failure.exists():
+        is_over = False
+        while not is_over:
             fit.join(SECONDS_BETWEEN_LOOKS)
-            for line in follower.look(advance):
-                if painting is not None:
+            is_over = not fit.is_alive() or (stop.asked and not follower.starts) or failure.exists()
+            snapshots = follower.look(advance)
+            if painting is not None:
+                for line in snapshots:
                     painting.add(int(line["step"]), Path(line["folder"]))
-            if painting is not None and not stop.asked:
-                painting.look()
+                if not stop.asked:
+                    painting.look()
     if failure.exists():
         fit.join(SECONDS_TO_END)
         raise _read_failure(failure)

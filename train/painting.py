@@ -105,7 +105,7 @@ class Painting:
         if folder != mine:
             shutil.rmtree(mine, ignore_errors=True)
             folder.rename(mine)
-        resources = {"num_gpus": 1} if self.part.use_gpu else {"num_cpus": self.cores}
+        resources = {"num_cpus": self.cores} | ({"num_gpus": 1} if self.part.use_gpu else {})
         # an environment of its own keeps the process, and its niceness, apart from Ray's other tasks
         environment = {"env_vars": {"OMP_NUM_THREADS": "1"}}
         task = ray.remote(_task).options(max_retries=1, runtime_env=environment, **resources)

@@ -69,6 +69,8 @@ class Stopping:
     def ended(self, *, step: int, saved: int) -> Stopped:
         """What the command ends with, after `step` steps of which the first `saved` are in a checkpoint."""
         kind = Interrupted if self.signal == signal.SIGINT else Stopped
+        if not step:
+            return kind("stopped before the first step; the same command starts again")
         if step == saved:
             return kind(f"stopped at step {step}, saved; the same command continues")
         return kind(f"stopped at step {step}, saved up to step {saved}; the same command continues from there")

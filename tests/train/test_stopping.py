@@ -49,6 +49,7 @@ def test_a_second_ctrl_c_ends_at_once(run: RunFolder) -> None:
     ended = stop.ended(step=7, saved=4)
     assert (type(ended), ended.exit_code) == (Interrupted, 130)
     assert "step 7, saved up to step 4" in str(ended)
+    assert "before the first step" in str(stop.ended(step=0, saved=0))
 
 
 def test_a_stop_file_of_an_earlier_run_does_not_stop_this_one(run: RunFolder) -> None:

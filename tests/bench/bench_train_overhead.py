@@ -1,0 +1,160 @@
+"""Prints what Ray Train and DeepSpeed cost around a tiny model: `python tests/bench/bench_train_overhead.py`.
+
+The same recipe (same batches, same micro-batches, one thread for each worker) is trained by the bare loop (engine.Plain
+in one process of its own), by Ray Train and DeepSpeed with one worker, by the bare loop again, by two workers, and by
+the bare loop once more; the bare figure is the median of all three. A step's seconds are images of a step / the
+images_per_second that the run logged; the first steps of each run are left out. What Ray's processes do beside the
+training on the same cores is in the figures; the start of the workers is not, and is printed by itself.
+
+Not measured: several machines, GPUs, ZeRO stages above the one asked for with --zero.
+"""
+
+import argparse
+import importlib.util
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+WARM_UP = 5  # steps
+CONFTEST = Path(__file__).parent.parent / "train" / "conftest.py"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Of one way to train: seconds of a step, share of it that waits for data, seconds before the first step."""
+
+    name: str
+    seconds: list[float]
+    waits: list[float]
+    start_seconds: float
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def recipe(run: Path, *, work: Path, steps: int, workers: int, zero: int, batch: int) -> Any:
+    """The recipe of a run on the stand-ins in `work`."""
+    from sote.train.recipe import TrainRecipe
+
+    return TrainRecipe.model_validate({
+        "run": str(run),
+        "data": {"curated": str(work / "curated")},
+        "model": {"prior": str(work / "models" / "prior")},
+        "optimizer": {"text_encoder_learning_rate": 4e-6},
+        "batch": {"effective_batch": batch, "micro_batch": batch // 2},
+        "length": {"max_steps": steps},
+        "workers": {"count": workers, "zero_stage": zero},
+        "checkpoint": {"every_steps": steps},
+    })  # fmt: skip
+
+
+def make(work: Path) -> None:
+    """Stand-in models and a small curate run, those of the tests."""
+    from sote.train import standins
+
+    standins.make(work / "models", seed=0)
+    spec = importlib.util.spec_from_file_location("conftest_of_training", CONFTEST)
+    assert spec is not None
+    assert spec.loader is not None
+    tests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tests)
+    tests.write_curated(work / "curated", images=64)
+
+
+def bare(run: Path, options: argparse.Namespace) -> None:
+    """The loop and nothing else, in this process."""
+    import torch
+
+    from sote.cluster.storage import RunFolder
+    from sote.train import worker
+    from sote.train.checkpoint import Origin
+    from sote.train.engine import Plain
+
+    torch.set_num_threads(1)
+    made = recipe(run, work=Path(options.work), steps=options.steps, workers=1, zero=0, batch=options.batch)
+    origin = Origin("", 32.0, "")
+    worker.train(made, folder=RunFolder(run), origin=origin, found=None, make_engine=Plain)
+
+
+def around(run: Path, options: argparse.Namespace) -> None:
+    """The same with Ray Train and DeepSpeed around it."""
+    from sote.cluster.storage import RunFolder
+    from sote.train import launch
+
+    made = recipe(
+        run, work=Path(options.work), steps=options.steps, workers=options.workers, zero=options.zero,
+        batch=options.batch,
+    )  # fmt: skip
+    launch.run(made, folder=RunFolder(run), address=None)
+
+
+def measure(name: str, way: str, options: argparse.Namespace, *, workers: int = 1) -> Figure:
+    """Train in a fresh process, and read what the run logged."""
+    from sote.cluster import logs
+
+    run = Path(options.work) / name.replace(" ", "-")
+    command = [sys.executable, __file__, "--way", way, "--run", str(run), "--work", options.work]
+    command += ["--steps", str(options.steps), "--batch", str(options.batch), "--zero", str(options.zero)]
+    began = time.time()
+    subprocess.run([*command, "--workers", str(workers)], check=True, stderr=subprocess.DEVNULL)
+    lines = [line for line in logs.read_metrics(run / "metrics.jsonl") if line["kind"] == "step"]
+    kept = lines[WARM_UP:]
+    seconds = [options.batch / line["images_per_second"] for line in kept]
+    return Figure(name, seconds, [line["data_wait_share"] for line in kept], lines[0]["time"] - began)
+
+
+def render(figures: list[Figure], options: argparse.Namespace) -> None:
+    """The table."""
+    own = [seconds for figure in figures if figure.name.startswith("bare") for seconds in figure.seconds]
+    base = statistics.median(own)
+    print(f"\n{platform.machine()}, {os.cpu_count()} cores, {options.batch} images a step in 2 micro-batches, "
+          f"{options.steps} steps of which {WARM_UP} are left out, ZeRO stage {options.zero}")  # fmt: skip
+    print(f"{'':32} {'s/step':>8} {'10 %..90 %':>16} {'against bare':>13} {'data wait':>10} {'to step 1':>10}")
+    for figure in figures:
+        tenths = statistics.quantiles(figure.seconds, n=10)
+        wait = statistics.median(figure.waits)
+        print(f"{figure.name:32} {figure.median:8.3f} {tenths[0]:7.3f}..{tenths[-1]:7.3f} "
+              f"{figure.median / base - 1:+12.1%} {wait:10.2%} {figure.start_seconds:8.1f} s")  # fmt: skip
+    print(f"{'bare, all':32} {base:8.3f}")
+    print("one worker: goal at most +10 %; two workers share the step, so -50 % would be no cost at all")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--zero", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--way", choices=("bare", "around"))
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--work")
+    options = parser.parse_args()
+    if options.way is not None:
+        {"bare": bare, "around": around}[options.way](options.run, options)
+        return
+    with tempfile.TemporaryDirectory() as work:
+        options.work = work
+        make(Path(work))
+        plan = (
+            ("bare loop", "bare", 1),
+            ("Ray Train + DeepSpeed, 1 worker", "around", 1),
+            ("bare loop, again", "bare", 1),
+            ("Ray Train + DeepSpeed, 2 workers", "around", 2),
+            ("bare loop, once more", "bare", 1),
+        )
+        render([measure(name, way, options, workers=workers) for name, way, workers in plan], options)
+
+
+if __name__ == "__main__":
+    main()
