@@ -165,10 +165,11 @@ class _Writer:
         folders.check_file(path, field=f"export.{what}", wanted=what)
         found = source.look([path])
         prefix = names.COMFY_ENCODER if what == "encoder" else names.COMFY_PREVIEWER
-        stored = {name: place for name, (_, place) in found.places.items()}
+        before = found.parts[what]
+        stored = {name: place for name, (_, place) in found.places.items() if name.startswith(before)}
         read = partial(_read, path, stored)
         for name in stored:
-            entry = Entry(prefix + name, (name,))
+            entry = Entry(prefix + name.removeprefix(before), (name,))
             yield tensorfile.planned(entry, stored=stored, read=read, dtype=self.dtype)
 
     def _write(self, name: str, models: Mapping[str, Source], layout: Layout, extra: Iterable[Planned] = ()) -> None:

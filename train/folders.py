@@ -1,4 +1,4 @@
-"""Model folders of diffusers on disk: which file holds the weights, what is in it, is it the model asked for.
+"""Weight files and model folders on disk: which file holds the weights, what is in it, is it the model asked for.
 
 Reads headers only: no weights are loaded.
 
@@ -85,31 +85,6 @@ def header(path: Path) -> Header:
     return Header(tensors, metadata)
 
 
-def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a header. JSON lets a name stand twice, and the last would count."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for at, (name, _) in enumerate(pairs) if any(name == other for other, _ in pairs[:at]))
-        raise WeightsError(f"{path}: tensor {twice} stands twice in it; take the file from its source again")
-    return found
-
-
-def _stored(entry: dict[str, Any], first: int) -> Stored:
-    """One tensor of a header whose data start at byte `first`. Raises ValueError where its numbers do not agree."""
-    shape, (start, end) = tuple(int(side) for side in entry["shape"]), entry["data_offsets"]
-    if min(shape, default=0) < 0 or end - start != BYTES[entry["dtype"]] * math.prod(shape):
-        raise ValueError(shape)
-    return Stored(entry["dtype"], shape, first + start, first + end)
-
-
-def weights(folder: Path) -> Path:
-    """The one safetensors file of a model's folder: the plain one, else the only variant. Raises WeightsError."""
-    found = weight_files(folder)
-    if len(found) > 1:
-        raise WeightsError(f"{folder}: its weights are cut into {len(found)} files; here goes a whole one")
-    return found[0]
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors file of a model's folder, or all the files that it was cut into: the plain one, else the only
     variant. Raises WeightsError: none, one that is not whole, or several variants."""
@@ -135,6 +110,36 @@ def has_weights(folder: Path) -> bool:
     return bool(_variants(folder))
 
 
+def config(folder: Path) -> dict[str, Any]:
+    """config.json of a model's folder. Raises WeightsError."""
+    return _json(folder / "config.json")
+
+
+def check_file(path: Path, *, field: str, wanted: names.Model) -> None:
+    """Raises WeightsError unless `path` is a safetensors file that holds the model `wanted`."""
+    found = names.parts(header(path).tensors)
+    if wanted not in found:
+        what = WHAT[next(iter(found), None)]
+        raise WeightsError(f"{path}: {field}: this is {what}, here goes {WHAT[wanted]}")
+
+
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a header. JSON lets a name stand twice, and the last would count."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for at, (name, _) in enumerate(pairs) if any(name == other for other, _ in pairs[:at]))
+        raise WeightsError(f"{path}: tensor {twice} stands twice in it; take the file from its source again")
+    return found
+
+
+def _stored(entry: dict[str, Any], first: int) -> Stored:
+    """One tensor of a header whose data start at byte `first`. Raises ValueError where its numbers do not agree."""
+    shape, (start, end) = tuple(int(side) for side in entry["shape"]), entry["data_offsets"]
+    if min(shape, default=0) < 0 or end - start != BYTES[entry["dtype"]] * math.prod(shape):
+        raise ValueError(shape)
+    return Stored(entry["dtype"], shape, first + start, first + end)
+
+
 def _variants(folder: Path) -> dict[tuple[str, str], list[Path]]:
     """The weight files of a model's folder by variant ("" is the plain one) and name."""
     groups: dict[tuple[str, str], list[Path]] = {}
@@ -143,59 +148,6 @@ def _variants(folder: Path) -> dict[tuple[str, str], list[Path]]:
         if stem in WEIGHT_NAMES:
             groups.setdefault((kind, stem), []).append(path)
     return groups
-
-
-def variant(folder: Path) -> str | None:
-    """The variant that `from_pretrained` must be asked for to get `weights(folder)`: None, "bf16", "fp16", ..."""
-    return weights(folder).stem.partition(".")[2] or None
-
-
-def config(folder: Path) -> dict[str, Any]:
-    """config.json of a model's folder. Raises WeightsError."""
-    return _json(folder / "config.json")
-
-
-def check_prior(folder: Path, *, field: str) -> None:
-    """Raises WeightsError unless `folder` is a whole folder of a StableCascadePriorPipeline."""
-    _check_pipeline(folder, field=field, wanted="prior")
-    width = config(folder / "prior").get("clip_text_in_channels")
-    there = config(folder / "text_encoder").get("hidden_size")
-    if width != there:
-        raise WeightsError(
-            f"{folder}: {field}: the prior takes text of width {width}, its text encoder gives {there}; "
-            f"put the text encoder there that belongs to this prior"
-        )
-
-
-def check_decoder(folder: Path, *, field: str) -> None:
-    """Raises WeightsError unless `folder` is a whole folder of a StableCascadeDecoderPipeline."""
-    _check_pipeline(folder, field=field, wanted="decoder")
-    found = names.model_of(header(weights(folder / "vqgan")).tensors)
-    if found != "vqgan":
-        raise WeightsError(f"{folder}/vqgan: {field}: holds {WHAT[found]}, must hold {WHAT['vqgan']}")
-
-
-def check_file(path: Path, *, field: str, wanted: names.Model) -> None:
-    """Raises WeightsError unless `path` is a safetensors file with the model `wanted`."""
-    found = names.model_of(header(path).tensors)
-    if found != wanted:
-        raise WeightsError(f"{path}: {field}: this is {WHAT[found]}, here goes {WHAT[wanted]}")
-
-
-def _check_pipeline(folder: Path, *, field: str, wanted: names.Model) -> None:
-    if not folder.is_dir():
-        kind = "is a file" if folder.is_file() else "no such folder"
-        raise WeightsError(f"{folder}: {field}: {kind}; name the diffusers folder of {WHAT[wanted]}")
-    for other in ("prior", "decoder"):
-        if other != wanted and (folder / other).is_dir() and not (folder / wanted).is_dir():
-            raise WeightsError(f"{folder}: {field}: this is {WHAT[other]}; here goes the folder of {WHAT[wanted]}")
-    for name in (wanted, "text_encoder", "tokenizer", "scheduler"):
-        if not (folder / name).is_dir():
-            raise WeightsError(f"{folder}: {field}: has no folder {name}; name the diffusers folder of {WHAT[wanted]}")
-    for name, model in ((wanted, wanted), ("text_encoder", "text encoder")):
-        found = names.model_of(header(weights(folder / name)).tensors)
-        if found != model:
-            raise WeightsError(f"{folder / name}: {field}: this is {WHAT[found]}, here goes {WHAT[model]}")
 
 
 def _json(path: Path) -> dict[str, Any]:

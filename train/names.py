@@ -28,6 +28,19 @@ COMFY_IMAGE = "clip_l_vision."
 # ComfyUI before 2024-02-25 kept the projection outside of the transformer, transposed
 COMFY_OLD_PROJECTION = "text_encoder.clip_g.text_projection"
 
+# Keys that tell a model, and the prefixes before them in files that hold several models, or that a trainer wrapped
+KEYS: tuple[tuple[Model, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("prior", ("clf.1.weight", "clip_txt_mapper.weight"), ("", COMFY_UNET, "diffusion_model.", "module.")),
+    ("decoder", ("clf.1.weight", "effnet_mapper.0.weight"), ("", COMFY_UNET, "diffusion_model.", "module.")),
+    ("vqgan", ("vquantizer.codebook.weight",), ("", COMFY_VQGAN)),
+    ("vqgan", ("vquantizer.embedding.weight",), ("", COMFY_VQGAN)),
+    ("text encoder", ("text_projection.weight", "text_model.final_layer_norm.weight"), ("", COMFY_TEXT)),
+    ("encoder", ("backbone.0.0.weight",), ("", COMFY_ENCODER)),
+    ("previewer", ("blocks.0.weight",), ("", COMFY_PREVIEWER)),
+    ("image encoder", ("vision_model.embeddings.class_embedding",), ("", COMFY_IMAGE)),
+)
+ADAPTERS = (".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight")
+
 PARTS = ("q", "k", "v")
 # Folder of the vqgan class: diffusers 0.42.1 saves "diffusers" here and cannot load that; this spelling it can.
 VQGAN_LIBRARY = "diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model"
@@ -82,20 +95,6 @@ def build(entry: Entry, *, read: Callable[[str], T], join: Callable[[list[T]], T
 def convert(tensors: dict[str, T], entries: Iterable[Entry], *, join: Callable[[list[T]], T]) -> dict[str, T]:
     """All tensors of the target from a dictionary of the source. Views where nothing is joined."""
     return {entry.name: build(entry, read=tensors.__getitem__, join=join) for entry in entries}
-
-
-# Keys that tell a model, and the prefixes before them in files that hold several models, or that a trainer wrapped
-KEYS: tuple[tuple[Model, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("prior", ("clf.1.weight", "clip_txt_mapper.weight"), ("", COMFY_UNET, "diffusion_model.", "module.")),
-    ("decoder", ("clf.1.weight", "effnet_mapper.0.weight"), ("", COMFY_UNET, "diffusion_model.", "module.")),
-    ("vqgan", ("vquantizer.codebook.weight",), ("", COMFY_VQGAN)),
-    ("vqgan", ("vquantizer.embedding.weight",), ("", COMFY_VQGAN)),
-    ("text encoder", ("text_projection.weight", "text_model.final_layer_norm.weight"), ("", COMFY_TEXT)),
-    ("encoder", ("backbone.0.0.weight",), ("", COMFY_ENCODER)),
-    ("previewer", ("blocks.0.weight",), ("", COMFY_PREVIEWER)),
-    ("image encoder", ("vision_model.embeddings.class_embedding",), ("", COMFY_IMAGE)),
-)
-ADAPTERS = (".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight")
 
 
 def parts(names: Iterable[str]) -> dict[Model, str]:
@@ -190,6 +189,8 @@ def text_to_comfyui(names: Iterable[str]) -> list[Entry]:
 def text_to_transformers(names: Iterable[str]) -> list[Entry]:
     """transformers or ComfyUI names of the text encoder -> transformers names, without what is no weight of it."""
     found = [name for name in names if not name.endswith(("position_ids", "logit_scale"))]
+    if any(name.startswith("vision_model.") for name in found):  # a whole CLIP
+        found = [name for name in found if name.startswith(("text_model.", "text_projection."))]
     if any(name.startswith(COMFY_TEXT) for name in found):
         entries = [Entry(name.removeprefix(COMFY_TEXT), (name,)) for name in found if name.startswith(COMFY_TEXT)]
         if COMFY_OLD_PROJECTION in found:

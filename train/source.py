@@ -121,7 +121,7 @@ def take(found: Tensors, what: Model, *, field: str, config: dict[str, Any] | No
     entries = _entries(found, what, parts[what])
     sizes = {name: _shape(entry, found) for name, entry in entries.items()}
     try:
-        said = config or _declared(found.metadata, what, is_alone=len(parts) == 1)
+        said = _of_text(config) or _declared(found.metadata, what, is_alone=len(parts) == 1)
         used = said or DERIVE[what](sizes)
         problem = _problem(what, used, sizes)
     except WeightsError as error:
@@ -159,6 +159,13 @@ def _shape(entry: Entry, found: Tensors) -> tuple[int, ...]:
     if entry.third is not None and shape:
         shape = (shape[0] // len(names.PARTS), *shape[1:])
     return shape[::-1] if entry.transposed else shape
+
+
+def _of_text(config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The text's part of the config of a whole CLIP; any other as it is."""
+    if config is None or not isinstance(config.get("text_config"), dict):
+        return config
+    return config["text_config"] | {"projection_dim": config.get("projection_dim")}
 
 
 def _declared(metadata: Mapping[str, str], what: Model, *, is_alone: bool) -> dict[str, Any] | None:

@@ -261,6 +261,19 @@ def test_the_text_encoder_may_be_named_and_must_fit(tmp_path: Path) -> None:
         modelfile.prior(file, field="model.prior", text_encoder=other)
 
 
+def test_the_text_encoder_of_a_whole_clip_is_taken(tmp_path: Path) -> None:
+    """As Stability's own tools take it from laion's repository."""
+    file = _write(tmp_path / "mine.safetensors", _original(UNET))
+    vision = {"vision_model.embeddings.class_embedding": torch.ones(2), "visual_projection.weight": torch.ones(2)}
+    (tmp_path / "clip").mkdir()
+    _write(tmp_path / "clip/model.safetensors", WORDS | vision | {"logit_scale": torch.tensor(4.6)})
+    text = {key: value for key, value in TEXT.items() if key != "projection_dim"}
+    (tmp_path / "clip/config.json").write_text(json.dumps({"projection_dim": 64, "text_config": text}))
+    found = modelfile.prior(file, field="model.prior", text_encoder=str(tmp_path / "clip")).text_encoder
+    assert _same(found, WORDS)
+    assert found.config["projection_dim"] == 64
+
+
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [

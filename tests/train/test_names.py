@@ -89,3 +89,23 @@ def test_an_old_comfyui_projection_is_turned() -> None:
     old = {names.COMFY_OLD_PROJECTION: np.arange(6).reshape(2, 3), names.COMFY_TEXT + "text_model.x": np.zeros(1)}
     back = names.convert(old, names.text_to_transformers(old), join=np.concatenate)
     assert back["text_projection.weight"].shape == (3, 2)
+
+
+def test_all_models_of_a_checkpoint_are_found_with_their_prefixes() -> None:
+    unet = [names.COMFY_UNET + name for name in _unet("prior")]
+    text = [names.COMFY_TEXT + name for name in ("text_projection.weight", "text_model.final_layer_norm.weight")]
+    extra = ["vae.encoder.backbone.0.0.weight", "vae.previewer.blocks.0.weight"]
+    assert names.parts([*unet, *text, *extra]) == {
+        "prior": names.COMFY_UNET,
+        "text encoder": names.COMFY_TEXT,
+        "encoder": names.COMFY_ENCODER,
+        "previewer": names.COMFY_PREVIEWER,
+    }
+    assert names.parts([f"module.{name}" for name in _unet("decoder")]) == {"decoder": "module."}
+
+
+def test_what_is_none_of_ours_is_nothing() -> None:
+    sdxl = ["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv_in.weight"]
+    clip_l = ["text_model.final_layer_norm.weight", "text_model.embeddings.token_embedding.weight"]
+    assert names.model_of(sdxl) is names.model_of(clip_l) is names.model_of([]) is None
+    assert names.model_of(["lora_unet_clf_1.lora_down.weight"]) == "adapters"
