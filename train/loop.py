@@ -102,7 +102,7 @@ class Loop:
             self.guard.passed(loss)
             return Outcome(loss, plain_N, time_N, norm, None, [], wish)
         self.engine.skip()
-        ids = [str(self.run.loader.rows.id[int(row)]) for row in batch.rows]
+        ids = [str(self.run.loader.rows.id[int(row)].as_py()) for row in batch.rows]
         suspects = guard.suspects(ids, plain_N.tolist(), reason=skipped)
         self.guard.skipped(suspects)
         return Outcome(loss, plain_N, time_N, norm, skipped, suspects, wish)
@@ -175,7 +175,7 @@ def train(run: Training, engine: Engine, *, found: Checkpoint | None) -> bool:
         indices=loop.indices,
         part=recipe.data,
     )
-    paints = recipe.samples.every_steps if recipe.samples is not None else None
+    every = recipe.samples.every_steps if recipe.samples is not None else None
     with (
         Journal(recipe, run.task, engine, folder=run.folder, resumed_from=loop.resumed_from) as journal,
         Saver(recipe, run.task, engine, folder=run.folder, board=journal.board) as saver,
@@ -188,12 +188,9 @@ def train(run: Training, engine: Engine, *, found: Checkpoint | None) -> bool:
             journal.step(batch, outcome, cells=micros[0].noise_BCHW.shape[2:], waited=coming.waited)
             loop.guard.check(batch.step, outcome.skipped)
             is_due = batch.step % recipe.checkpoint.every_steps == 0 or batch.step == steps
-            saver.save(
-                loop.state(batch),
-                averages=loop.averages,
-                keeps=is_due or outcome.wish is not None,
-                paints=paints is not None and batch.step % paints == 0,
-            )
+            keeps, paints = is_due or outcome.wish is not None, every is not None and batch.step % every == 0
+            if keeps or paints:
+                saver.save(loop.state(batch), averages=loop.averages, keeps=keeps, paints=paints)
             saver.look()
             if outcome.wish == "stop":
                 return batch.step == steps

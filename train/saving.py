@@ -52,8 +52,6 @@ class Saver:
 
         Waits for what is still being written: there is never more than one copy of the weights.
         """
-        if not keeps and not paints:
-            return
         if self.writer is not None:
             self.writer.wait()
         weights = self.engine.assemble(self.engine.pieces())
@@ -74,9 +72,9 @@ class Saver:
         if self.writer is None or self.board is None:
             return
         for done in self.writer.finished():
-            step = checkpoint.step_of(done.snapshot.path)
-            if done.snapshot.state is None:
-                self.board.line("snapshot", step=step, folder=str(done.snapshot.path))
+            step = checkpoint.step_of(done.path)
+            if done.path.parent.name == SNAPSHOTS:
+                self.board.line("snapshot", step=step, folder=str(done.path))
             else:
                 self.board.line("checkpoint", step=step, seconds=round(done.seconds, 3), bytes=done.bytes)
 

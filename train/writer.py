@@ -50,9 +50,9 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Written:
-    """A snapshot on disk: how long the writing took, and how large it is."""
+    """A snapshot on disk: how long the writing took, and how large it is. Holds no tensors."""
 
-    snapshot: Snapshot
+    path: Path
     seconds: float
     bytes: int
 
@@ -122,7 +122,7 @@ def _write(snapshot: Snapshot, part: CheckpointPart) -> Written:
         ) from None
     finally:
         shutil.rmtree(making, ignore_errors=True)
-    written = Written(snapshot, time.monotonic() - began, size)
+    written = Written(snapshot.path, time.monotonic() - began, size)
     log.info("written folder=%s bytes=%d seconds=%.1f", snapshot.path, size, written.seconds)
     return written
 
