@@ -197,6 +197,14 @@ def report(run: RunPath) -> None:
     print(write_report(run))
 
 
+@app.command(epilog="Example: sote card runs/demo")
+def card(run: RunPath) -> None:
+    """Write RUN/card.md: the model card of a training, from its records."""
+    from sote.train import card as cards
+
+    print(cards.write(run))
+
+
 @app.command(epilog="Example: sote doctor")
 def doctor() -> None:
     """Devices, engines, weights present or missing, what would run where."""

@@ -68,7 +68,7 @@ def test_an_unknown_stage_lists_the_stages(sote: Command, tmp_path: Path) -> Non
 
 
 def test_what_is_no_run_folder_is_refused(sote: Command, tmp_path: Path) -> None:
-    for verb in ("status", "report"):
+    for verb in ("status", "report", "card"):
         code, _, error = sote(verb, str(tmp_path / "none"))
         assert code == 2
         assert str(tmp_path / "none") in one_line(error)
