@@ -165,7 +165,7 @@ def _of_text(config: dict[str, Any] | None) -> dict[str, Any] | None:
     """The text's part of the config of a whole CLIP; any other as it is."""
     if config is None or not isinstance(config.get("text_config"), dict):
         return config
-    return config["text_config"] | {"projection_dim": config.get("projection_dim")}
+    return dict(config["text_config"]) | {"projection_dim": config.get("projection_dim")}
 
 
 def _declared(metadata: Mapping[str, str], what: Model, *, is_alone: bool) -> dict[str, Any] | None:

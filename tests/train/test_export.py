@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableCascadeCombinedPipeline, StableCascadeDecoderPipeline, StableCascadePriorPipeline
+from diffusers import (
+    StableCascadeCombinedPipeline,
+    StableCascadeDecoderPipeline,
+    StableCascadePriorPipeline,
+    StableCascadeUNet,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -168,8 +173,10 @@ def test_the_unet_form_is_kohyas_pair_of_files(trained: Path, tmp_path: Path) ->
     assert names.layout_of(unet) == "original"
     assert "down_blocks.0.2.attention.attn.in_proj_weight" in unet
     assert "text_projection.weight" in text
-    # SD.Next reads the config beside the file
-    assert json.loads((tmp_path / "out/tiny.json").read_text())["_class_name"] == "StableCascadeUNet"
+    # SD.Next reads the config beside the file, and gives it to this loader
+    theirs = StableCascadeUNet.from_single_file(str(files[0]), config=str(tmp_path / "out/tiny.json"))
+    back = names.convert(unet, names.unet_to_diffusers(unet), join=torch.cat)
+    assert all(torch.equal(tensor, back[name].float()) for name, tensor in theirs.state_dict().items())
 
 
 @pytest.mark.parametrize("form", ["diffusers", "comfyui", "unet"])
