@@ -107,7 +107,7 @@ class TimestepBlock(nn.Module):
             self.add_module(name, nn.Linear(time_width, channels * 2))
 
     def forward(self, x_BHWC: Tensor, times_BD: Tensor) -> Tensor:
-        with torch.autocast(x_BHWC.device.type, enabled=False):
+        with norms.without_autocast(x_BHWC):
             both_BC = torch.zeros((), device=x_BHWC.device)
             for name, time_BD in zip(self.names, times_BD.chunk(len(self.names), dim=1), strict=True):
                 mapper = cast(nn.Linear, getattr(self, name))

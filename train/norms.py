@@ -10,6 +10,7 @@ Shapes: B batch, H and W cells, C channels.
 Kind: actor.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -22,13 +23,13 @@ EPSILON = 1e-6  # Stability-AI/StableCascade 7a7d341 modules/common.py: of each 
 
 def layer_norm(x: Tensor) -> Tensor:
     """Layer norm of the last axis, without weights."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return functional.layer_norm(x, x.shape[-1:], eps=EPSILON)
 
 
 def scale_shift(x_BHWC: Tensor, *, scale_B11C: Tensor, shift_B11C: Tensor) -> Tensor:
     """x * scale + shift, in the dtype of x. Scale and shift are float32 (float64 for a float64 x)."""
-    with torch.autocast(x_BHWC.device.type, enabled=False):
+    with without_autocast(x_BHWC):
         if torch.compiler.is_compiling():
             return scale_shift_plainly(x_BHWC, scale_B11C=scale_B11C, shift_B11C=shift_B11C)
         return cast(Tensor, _ScaleShift.apply(x_BHWC, scale_B11C, shift_B11C))  # type: ignore[no-untyped-call]
@@ -41,7 +42,7 @@ def scale_shift_plainly(x_BHWC: Tensor, *, scale_B11C: Tensor, shift_B11C: Tenso
 
 def response_norm(x_BHWC: Tensor, *, gamma_111C: Tensor, beta_111C: Tensor) -> Tensor:
     """Global response norm (ConvNeXt V2): each channel by its norm over the picture, relative to the other channels."""
-    with torch.autocast(x_BHWC.device.type, enabled=False):
+    with without_autocast(x_BHWC):
         if torch.compiler.is_compiling():
             return response_norm_plainly(x_BHWC, gamma_111C=gamma_111C, beta_111C=beta_111C)
         return cast(Tensor, _ResponseNorm.apply(x_BHWC, gamma_111C, beta_111C))  # type: ignore[no-untyped-call]
@@ -55,6 +56,11 @@ def response_norm_plainly(x_BHWC: Tensor, *, gamma_111C: Tensor, beta_111C: Tens
     relative_B11C = norm_B11C / (norm_B11C.mean(dim=-1, keepdim=True) + EPSILON)
     scale_B11C = 1 + gamma_111C.to(dtype) * relative_B11C
     return (wide_BHWC * scale_B11C + beta_111C.to(dtype)).to(x_BHWC.dtype)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Within, operations on the device of x take the dtypes that they are given. Meta tensors have no autocast."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def wide(x: Tensor) -> torch.dtype:

@@ -177,9 +177,9 @@ class CascadeUNet(nn.Module):
 
         The first steps take minutes. What is computed stays the same to rounding; dropout draws other numbers.
         """
-        run = torch.compile(  # type: ignore[call-overload]  # torch's stubs lack recompile_limit
-            blocks.run_layer, backend=backend, recompile_limit=RECOMPILE_LIMIT
-        )
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
+        run = torch.compile(blocks.run_layer, backend=backend)
         for level in self._levels():
             level.run = run
 
