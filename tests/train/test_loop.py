@@ -26,6 +26,7 @@ Line = dict[str, Any]
 FLOAT32 = {"workers": {"precision": "float32"}}
 WHOLE = {"ema": {"decay": 0.9}, "diffusion": {"loss_weight": "adaptive"}}
 LORA = {"lora": {"rank": 2}, "optimizer": {"text_encoder_learning_rate": None, "name": "adamw"}, "ema": {"decay": 0.9}}
+STAGE_B = {"model": {"stage": "decoder"}, "diffusion": {"least_encoder_scale": 1.0, "pyramid_noise": 0.75}}
 PAIR = {"effective_batch": 2, "micro_batch": 1}
 
 
@@ -49,9 +50,13 @@ def prepared(recipe: TrainRecipe, folder: Path) -> tuple[Training, Plain]:
     return run, Plain(run.task.model, part=recipe.optimizer, batch=recipe.batch, work=recipe.workers)
 
 
-@pytest.mark.parametrize("tables", [WHOLE, LORA], ids=["whole", "lora"])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(recipe: Make, tmp_path: Path, tables: Line) -> None:
+@pytest.mark.parametrize("tables", [WHOLE, LORA, STAGE_B], ids=["whole", "lora", "stage b"])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
+    recipe: Make, tiny: Path, tmp_path: Path, tables: Line
+) -> None:
     tables = tables | {"batch": PAIR, "checkpoint": {"every_steps": 6}}
+    if "model" in tables:
+        tables["model"] = tables["model"] | {"decoder": str(tiny / "decoder")}
     train(recipe(**tables, length={"max_steps": 6}), tmp_path / "whole")
     train(recipe(**tables, length={"max_steps": 3}), tmp_path / "cut")
     train(recipe(**tables, length={"max_steps": 6}), tmp_path / "cut")
