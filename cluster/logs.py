@@ -91,16 +91,20 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)
     start: float = field(default_factory=time.monotonic)
     note: str = ""
+    first: tuple[int, float] | None = None  # what was done when the first of it was, and when
 
     def add(self, count: int, reasons: Reasons | None, note: str = "") -> None:
         self.done += count
+        self.first = self.first or (self.done, time.monotonic())
         self.reasons.update(reasons or {})
         self.note = note
 
     @property
     def rate(self) -> float:
-        """Units a second since the start."""
-        return self.done / max(time.monotonic() - self.start, 1e-3)
+        """Units a second since the first were done, for getting ready is no measure of the rest; until there are more,
+        since the start."""
+        done, start = self.first if self.first is not None and self.first[0] < self.done else (0, self.start)
+        return (self.done - done) / max(time.monotonic() - start, 1e-3)
 
     def rest(self) -> str:
         """Rate, time left, what else was said, and the most frequent reasons of failure."""

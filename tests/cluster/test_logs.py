@@ -44,3 +44,12 @@ def test_a_tally_knows_its_rate_and_the_time_left() -> None:
     tally.add(50, None)
     assert tally.rate == pytest.approx(5, rel=0.01)
     assert tally.rest() == "5.0 rows/s, 10 s left"
+
+
+def test_the_time_until_the_first_is_done_does_not_count_for_the_rate() -> None:
+    tally = logs.Tally("dig", 100, "rows", start=time.monotonic() - 1000)
+    tally.first = (10, time.monotonic() - 10)
+    tally.done = 10
+    tally.add(20, None, "in the north")
+    assert tally.rate == pytest.approx(2, rel=0.01)
+    assert tally.rest() == "2.0 rows/s, 35 s left, in the north"
