@@ -8,6 +8,7 @@ Reads: latents/<bucket>/<shard>.safetensors, latents/vqgan/<bucket>/<shard>.safe
 Kind: actor.
 """
 
+import bisect
 import errno
 import json
 import math
@@ -120,13 +121,13 @@ class Store:
         facts = self.all_facts(names)
         spans = _spans(facts, names, offsets, gap=0 if files.is_local(self.folder) else GAP_BYTES)
         parts = self._ranges([(name, start, end - start) for name, start, end in spans])
-        held = {(name, start): part for (name, start, _), part in zip(spans, parts, strict=True)}
+        starts = [(name, start) for name, start, _ in spans]
         found = []
         for name, offset in zip(names, offsets, strict=True):
             shard = facts[name]
             begin = shard.begin + offset * shard.row_bytes
-            start = max(start for other, start in held if other == name and start <= begin)
-            data = held[name, start][begin - start : begin - start + shard.row_bytes]
+            at = bisect.bisect_right(starts, (name, begin)) - 1
+            data = parts[at][begin - starts[at][1] :][: shard.row_bytes]
             if len(data) < shard.row_bytes:
                 raise SourceError(f"{self.uri(name)}: data.curated: ends before its row {offset}; {AGAIN}")
             values_Chw = torch.frombuffer(bytearray(data), dtype=TYPES[shard.dtype]).reshape(shard.shape[1:])

@@ -44,7 +44,7 @@ class Order:
     def __init__(self, rows: Rows, *, effective_batch: int, seed: int) -> None:
         self.size, self.seed, self.buckets = effective_batch, seed, rows.buckets
         seen = np.repeat(np.arange(len(rows)), rows.repeat)
-        buckets = rows.bucket[seen]
+        buckets = rows.bucket[seen].astype(np.uint16)  # numbers that numpy sorts in one go
         ends = np.cumsum(np.bincount(buckets, minlength=len(rows.buckets)))
         self.seen = np.split(seen[np.argsort(buckets, kind="stable")], ends[:-1])
         self._orders: OrderedDict[tuple[int, int], Numbers] = OrderedDict()

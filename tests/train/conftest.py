@@ -1,15 +1,17 @@
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
-from safetensors.torch import save_file
+from PIL import Image
 
 from sote.cluster import storage
 from sote.data import schema
+from sote.data.latentfile import STAGE_A, STAGE_C, Kind, latent_file
 from sote.train import standins
 from sote.train.recipe import TrainRecipe
 
@@ -24,37 +26,64 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_curated(folder: Path, *, images: int = 22, seed: int = 0) -> Path:
-    """A curate run folder as `sote curate` leaves it: `images` picked rows in two buckets, and two that are not."""
+def write_curated(folder: Path, *, images: int = 22, seed: int = 0, pictures: bool = False) -> Path:
+    """A curate run folder as `sote curate` leaves it: `images` picked rows in two buckets, with latents of both stages,
+    and two that are not picked. With `pictures`, ids and uris are those of PNG files in the folder."""
     random = np.random.default_rng(seed)
-    rows, ids, latents = [], {name: [] for name in BUCKETS}, {name: [] for name in BUCKETS}
+    rows: list[dict[str, Any]] = []
     for number in range(images + 2):
         name = "256x256" if number % 3 else "320x192"
         row = dict.fromkeys(schema.CATALOGUE.names) | {"id": f"{number:064x}", "uri": f"{number}.png", "source": "test"}
         tags = ["best quality", f"{number} shapes", 'The text says "a, b"', "red circle"]
         row |= {"pick": number < images, "repeat": 0, "caption": ", ".join(tags), "caption_tags": tags}
+        row |= {"caption_groups": [0, 1, 2, 3]} | dict(zip(("width", "height"), map(int, name.split("x")), strict=True))
         if number < images:
-            row |= {"repeat": 3 if number == 0 else 1, "bucket": name, "latent_shard": f"{name}/00000.safetensors"}
-            row |= {"latent_offset": len(ids[name])}
-            ids[name].append(row["id"])
-            latents[name].append(random.standard_normal((16, *BUCKETS[name])))
+            row |= {"repeat": 3 if number == 0 else 1, "bucket": name, "crop": [0, 0, row["width"], row["height"]]}
         else:
             row |= {"skip_reason": "select: not good enough"}
-        rows.append(row)
-    for name in BUCKETS:
-        path = folder / "latents" / name / "00000.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"format": "sote-latents-1", "compression": "32.0", "encoder_sha256": "ab" * 32, "bucket": name}
-        facts |= {"dtype": "float16", "ids": json.dumps(ids[name])}
-        save_file({"latents": torch.tensor(np.stack(latents[name]), dtype=torch.float16)}, path, metadata=facts)
+        rows.append(row | (_picture(folder / f"{number}.png", row, random) if pictures else {}))
+    for name, (height, width) in BUCKETS.items():
+        members = [row for row in rows if row["bucket"] == name]
+        _write_latents(folder, members, (16, height, width), kind=STAGE_C, random=random)
+        _write_latents(folder, members, (4, 8 * height, 8 * width), kind=STAGE_A, random=random)
     storage.write_table(folder / "catalogue.parquet", pa.Table.from_pylist(rows, schema=schema.CATALOGUE))
     return folder
+
+
+def _write_latents(
+    folder: Path, rows: list[dict[str, Any]], shape: tuple[int, int, int], *, kind: Kind, random: np.random.Generator
+) -> None:
+    """One latent file of the rows of a bucket; they are told their places in it."""
+    file = f"{kind.folder}{rows[0]['bucket']}/00000.safetensors"
+    for offset, row in enumerate(rows):
+        row |= {kind.shard: file, kind.offset: offset}
+    facts = {"format": kind.format, "bucket": rows[0]["bucket"], "dtype": "float16"}
+    facts |= {"compression": "32.0", "encoder_sha256": "ab" * 32} if kind is STAGE_C else {}
+    facts |= {"scale": "1.0", "vqgan_sha256": "cd" * 32} if kind is STAGE_A else {}
+    facts["ids"] = json.dumps([row["id"] for row in rows])
+    data = random.standard_normal((len(rows), *shape)).astype(np.float16).tobytes()
+    whole = latent_file(data, dtype="float16", shape=[len(rows), *shape], facts=facts)
+    storage.write_bytes(folder / "latents" / file, whole)
+
+
+def _picture(path: Path, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
+    """A picture of the row's size, and what the row says of it."""
+    pixels = random.integers(0, 256, (row["height"] // 16, row["width"] // 16, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).resize((row["width"], row["height"])).save(path)
+    return {"uri": str(path), "id": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 @pytest.fixture(scope="session")
 def curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a small curate run; not to be changed."""
     return write_curated(tmp_path_factory.mktemp("curated"))
+
+
+@pytest.fixture(scope="session")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small curate run whose pictures are there; not to be changed."""
+    return write_curated(tmp_path_factory.mktemp("pictured"), images=8, pictures=True)
 
 
 @pytest.fixture
