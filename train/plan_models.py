@@ -68,8 +68,6 @@ class ToCome:
 def models(recipe: TrainRecipe, to_come: ToCome | None = None) -> Models:
     """The models of a run; without `to_come` all of them must be there. Raises WeightsError or CheckpointError."""
     part, needs = recipe.model, Needs.of(recipe)
-    if needs.pictures and not (to_come and to_come(recipe.data.encoder, "data.encoder")):
-        _check_file(recipe.data.encoder, "data.encoder", "encoder")
     reference = part.prior if part.stage == "prior" else str(part.decoder)
     text = part.text_encoder
     if text is not None and to_come and to_come(text, "model.text_encoder"):
@@ -78,6 +76,8 @@ def models(recipe: TrainRecipe, to_come: ToCome | None = None) -> Models:
         found = _expected(reference, to_come)
     else:
         found = _prior(reference, text) if part.stage == "prior" else _decoder(reference, text, needs)
+    if needs.pictures and not (to_come and to_come(recipe.data.encoder, "data.encoder")):
+        _check_file(recipe.data.encoder, "data.encoder", "encoder")
     stage_a = VQGAN_WEIGHTS if part.stage == "decoder" and needs.pictures and not needs.vqgan else 0
     return Models(found.unet, found.text, others=stage_a + (ENCODER_WEIGHTS if needs.pictures else 0))
 

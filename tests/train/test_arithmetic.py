@@ -132,10 +132,11 @@ def test_what_is_trained_counts_three_times_and_what_is_frozen_once() -> None:
     assert all_of(text, trained=True) / 1e12 == pytest.approx(24.1, rel=0.01)  # facts: the author's setting
 
 
-def test_adapters_have_rank_times_both_widths_of_each_layer_they_are_on() -> None:
-    found = arithmetic.adapter_weights(published.PRIOR, rank=16, targets=("to_q", "to_out.0"))
-    assert found == 64 * 2 * 16 * (2048 + 2048)
-    assert arithmetic.adapter_weights(published.PRIOR, rank=16, targets=("nothing",)) == 0
+def test_adapters_are_on_the_layers_whose_names_end_so() -> None:
+    found = arithmetic.adapted(published.PRIOR, targets=("to_q", "to_out.0"))
+    assert len(found) == 64 * 2
+    assert {(layer.wide, layer.high) for layer in found} == {(2048, 2048)}
+    assert arithmetic.adapted(published.PRIOR, targets=("q", "depthwise")) == []
 
 
 def test_recomputation_keeps_the_input_of_each_layer_and_makes_one_layer_again() -> None:
@@ -198,5 +199,5 @@ def test_a_text_encoder_keeps_the_input_of_a_layer_that_is_computed_twice() -> N
         return arithmetic.text_activations(published.TEXT, tokens=tokens, recomputed=share).total
 
     assert kept(227, 0.0) == 3 * kept(77, 0.0)
-    assert kept(227, 1.0) == 2 * 3 * 77 * 1280 * (32 + 18)  # inputs of 32 layers, and all of one
+    assert kept(227, 1.0) == 2 * 3 * 77 * 1280 * (32 + 16)  # inputs of 32 layers, and all of one
     assert kept(227, 1.0) < kept(227, 0.5) < kept(227, 0.0)

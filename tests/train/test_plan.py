@@ -232,3 +232,32 @@ def test_a_folder_without_the_weights_of_the_prior_is_refused(recipe: Make, tiny
 
 def test_a_path_that_is_nothing_is_refused(recipe: Make) -> None:
     _refused(recipe(model={"prior": "no/such/folder"}), WeightsError, r"model\.prior: 'no/such/folder' is neither")
+
+
+def test_stage_b_on_latents_has_a_plan_in_cells_of_stage_a(recipe: Make, tiny: Path) -> None:
+    found = plan.plan(recipe(**_decoder(tiny), diffusion={"least_encoder_scale": 1.0}))
+    assert found.data.buckets == {(64, 64): 14 / 24, (48, 80): 10 / 24}
+    assert found.latents.compression == 32.0  # of the encoder's latents, which it is shown
+    unet = sum(map(math.prod, shapes.unet_shapes(standins.DECODER_CONFIG).values()))
+    assert (found.learning.trained, found.learning.frozen) == (unet, sum(map(math.prod, TEXT.values())))
+
+
+def test_stage_b_on_pictures_needs_the_encoder(recipe: Make, tiny: Path, pictured: Path) -> None:
+    made = recipe(**_decoder(tiny), data={"curated": str(pictured), "encode": True})
+    _refused(made, WeightsError, r"data\.encoder: effnet_encoder\.safetensors of stable-cascade-effnet is not on this")
+    found = plan.outline(made)
+    assert ["data.encoder" in line for line in found.missing] == [True]
+    assert (found.data.images, found.data.latents) == (8, None)
+    assert found.learning.frozen > sum(map(math.prod, TEXT.values())) + 38_000_000  # the encoder and Stage A
+
+
+def test_stage_c_in_place_of_the_decoder_is_named(recipe: Make, tiny: Path) -> None:
+    tables = _decoder(tiny) | {"model": {"stage": "decoder", "decoder": str(tiny / "prior")}}
+    _refused(recipe(**tables), WeightsError, r"model\.decoder: this is the prior \(Stage C\); Stage B is missing")
+
+
+def _decoder(tiny: Path) -> dict[str, dict[str, object]]:
+    return {
+        "model": {"stage": "decoder", "decoder": str(tiny / "decoder")},
+        "optimizer": {"text_encoder_learning_rate": None},
+    }
