@@ -9,6 +9,9 @@ from sote.train.unet import CascadeUNet, Config
 
 WIDTH = standins.TEXT_WIDTH
 PART = LoraPart(rank=4, alpha=6.0)
+# Every kind of linear layer, but for that of the image condition, whose input is zeros
+ALL = ("to_q", "to_out.0", "channelwise.0", "channelwise.4", "mapper", "mapper_sca", "kv_mapper.1", "clip_txt_mapper")
+WIDE = LoraPart(rank=2, alpha=1.0, targets=(*ALL, "clip_txt_pooled_mapper"))
 
 
 def _unet(seed: int = 1) -> CascadeUNet:
@@ -27,10 +30,10 @@ def _run(unet: CascadeUNet) -> Tensor:
     return unet(noised, time_B=torch.tensor([0.3, 0.7]), pooled_B1D=pooled, text_BTD=text)
 
 
-def _trained() -> CascadeUNet:
+def _trained(part: LoraPart) -> CascadeUNet:
     """Two steps, after which the ups are no longer zero."""
     unet = _unet()
-    lora.attach(unet, PART)
+    lora.attach(unet, part)
     optimizer = torch.optim.AdamW([weight for weight in unet.parameters() if weight.requires_grad], lr=0.05)
     for _ in range(2):
         _run(unet).square().mean().backward()
@@ -41,7 +44,7 @@ def _trained() -> CascadeUNet:
 
 @pytest.fixture(scope="module")
 def trained() -> CascadeUNet:
-    return _trained()
+    return _trained(PART)
 
 
 def test_two_steps_move_the_adapters_and_nothing_else(trained: CascadeUNet) -> None:
@@ -56,15 +59,16 @@ def test_two_steps_move_the_adapters_and_nothing_else(trained: CascadeUNet) -> N
     assert not torch.allclose(_run(trained), _run(_unet()))
 
 
-def test_the_merged_model_gives_what_base_and_adapters_give(trained: CascadeUNet) -> None:
-    adapters = {name: tensor.clone() for name, tensor in lora.tensors(trained).items()}
-    merged = _unet()
-    merged.load_state_dict(
-        {
-            name: lora.merged(weight, name=name, adapters=adapters, alpha=PART.alpha)
-            for name, weight in merged.state_dict().items()
-        }
-    )
+@pytest.mark.parametrize("part", [PART, WIDE])
+def test_the_merged_model_gives_what_base_and_adapters_give(part: LoraPart) -> None:
+    trained, merged = _trained(part), _unet()
+    base, adapters = merged.state_dict(), lora.tensors(trained)
+    values = {
+        name: lora.merged(weight, name=name, adapters=adapters, alpha=part.alpha) for name, weight in base.items()
+    }
+    changed = {name for name in base if not torch.equal(values[name], base[name])}
+    assert changed == {f"{layer}.weight" for layer in lora.layers(adapters)}
+    merged.load_state_dict(values)
     torch.testing.assert_close(_run(merged), _run(trained), atol=1e-5, rtol=1e-5)
 
 
@@ -94,7 +98,7 @@ def test_a_fresh_adapter_changes_nothing_and_depends_on_the_seed_alone() -> None
 
 def test_adapters_of_a_bfloat16_unet_are_float32_and_learn() -> None:
     unet = _unet().bfloat16()
-    names = lora.attach(unet, PART)
+    names = lora.attach(unet, WIDE)
     assert {tensor.dtype for tensor in lora.tensors(unet).values()} == {torch.float32}
     found = _run(unet)
     assert found.dtype is torch.bfloat16
