@@ -26,7 +26,6 @@ Line = dict[str, Any]
 FLOAT32 = {"workers": {"precision": "float32"}}
 WHOLE = {"ema": {"decay": 0.9}, "diffusion": {"loss_weight": "adaptive"}}
 LORA = {"lora": {"rank": 2}, "optimizer": {"text_encoder_learning_rate": None, "name": "adamw"}, "ema": {"decay": 0.9}}
-STAGE_B = {"model": {"stage": "decoder"}, "diffusion": {"least_encoder_scale": 1.0, "pyramid_noise": 0.75}}
 PAIR = {"effective_batch": 2, "micro_batch": 1}
 
 
@@ -48,43 +47,6 @@ def files(folder: Path, step: int) -> list[Path]:
 def prepared(recipe: TrainRecipe, folder: Path) -> tuple[Training, Plain]:
     run = worker.prepare(recipe, folder=RunFolder(folder), origin=ORIGIN)
     return run, Plain(run.task.model, part=recipe.optimizer, batch=recipe.batch, work=recipe.workers)
-
-
-@pytest.mark.parametrize("tables", [WHOLE, LORA, STAGE_B], ids=["whole", "lora", "stage b"])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
-    recipe: Make, tiny: Path, tmp_path: Path, tables: Line
-) -> None:
-    tables = tables | {"batch": PAIR, "checkpoint": {"every_steps": 6}}
-    if "model" in tables:
-        tables["model"] = tables["model"] | {"decoder": str(tiny / "decoder")}
-    train(recipe(**tables, length={"max_steps": 6}), tmp_path / "whole")
-    train(recipe(**tables, length={"max_steps": 3}), tmp_path / "cut")
-    train(recipe(**tables, length={"max_steps": 6}), tmp_path / "cut")
-    whole, cut = lines(tmp_path / "whole"), lines(tmp_path / "cut")
-    assert [line["step"] for line in cut] == [1, 2, 3, 4, 5, 6]
-    for name in ("loss", "plain_loss", "grad_norm", "lr", "epoch", "bucket", "images_seen", "loss_time_0"):
-        assert [line[name] for line in cut] == [line[name] for line in whole], name
-    assert [path.name for path in files(tmp_path / "cut", 6)] == [path.name for path in files(tmp_path / "whole", 6)]
-    for one, two in zip(files(tmp_path / "whole", 6), files(tmp_path / "cut", 6), strict=True):
-        assert one.read_bytes() == two.read_bytes(), one.name
-    states = [(tmp_path / at / "checkpoints/step-6/state.json").read_text() for at in ("whole", "cut")]
-    assert states[0] == states[1]
-
-
-def test_a_stop_in_the_middle_of_the_second_epoch_loses_nothing(recipe: Make, tmp_path: Path) -> None:
-    tables = {"length": {"max_steps": 4}, "batch": {"effective_batch": 12, "micro_batch": 12}}
-    made = recipe(**FLOAT32, **tables, checkpoint={"every_steps": 100})
-    assert train(made, tmp_path / "whole")
-    assert not train(made, tmp_path / "cut", wish=lambda step: "stop" if step == 3 else None)
-    found = checkpoint.newest(tmp_path / "cut/checkpoints")
-    assert found is not None
-    assert (found.state.step, found.state.epoch) == (3, 1)
-    assert train(made, tmp_path / "cut")
-    whole, cut = lines(tmp_path / "whole"), lines(tmp_path / "cut")
-    assert [line["loss"] for line in cut] == [line["loss"] for line in whole]
-    assert [line["epoch"] for line in whole] == [0, 1, 1, 2]
-    assert [line["resumed_from"] for line in lines(tmp_path / "cut", "start")] == [None, 3]
-    assert files(tmp_path / "cut", 4)[0].read_bytes() == files(tmp_path / "whole", 4)[0].read_bytes()
 
 
 def test_a_wish_saves_and_training_goes_on(recipe: Make, tmp_path: Path) -> None:
