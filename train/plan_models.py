@@ -12,6 +12,7 @@ from pathlib import Path
 from sote.cluster import recipe as recipes
 from sote.cluster import weights
 from sote.cluster.errors import RecipeError, WeightsError
+from sote.cluster.storage import RunFolder
 from sote.train import arithmetic, folders, modelfile, published
 from sote.train.arithmetic import Values
 from sote.train.memory import Models
@@ -29,8 +30,8 @@ class ToCome:
     A base run is to come if a recipe in the folder `beside` has it as its `run`.
     """
 
-    def __init__(self, beside: Path | None = None) -> None:
-        self.beside = beside
+    def __init__(self, beside: Path | None = None, *, before: tuple[str, ...] = ()) -> None:
+        self.beside, self.before = beside, before  # run folders that asked for this one
         self.lines: list[str] = []
 
     def __call__(self, reference: str, field: str) -> bool:
@@ -52,8 +53,8 @@ class ToCome:
             self.lines.append(line)
 
     def base(self, reference: str) -> tuple[str, TrainRecipe] | None:
-        """Name and content of the recipe that makes the run folder `reference`, if that is not there yet."""
-        if self.beside is None or reference in weights.BY_KEY or Path(reference).expanduser().exists():
+        """Name and content of the recipe that makes the run folder `reference`, if that has no checkpoint yet."""
+        if self.beside is None or reference in weights.BY_KEY or _is_there(Path(reference).expanduser()):
             return None
         for path in sorted(self.beside.glob("*.toml")):
             try:
@@ -128,8 +129,16 @@ def _decoder(reference: str, text: str | None, needs: Needs) -> Models:
 def _expected(reference: str, to_come: ToCome) -> Models:
     """The models that a reference will name: the base run's, or the published ones."""
     if base := to_come.base(reference):
-        return models(base[1], ToCome(to_come.beside))  # what that run lacks, its own plan says
+        if reference in to_come.before:
+            raise RecipeError(f"{base[0]}: model: {reference} goes on from itself; name what its training starts from")
+        # what that run lacks, its own plan says
+        return models(base[1], ToCome(to_come.beside, before=(*to_come.before, reference)))
     return Models(published.UNETS[reference], published.TEXT)
+
+
+def _is_there(path: Path) -> bool:
+    run = RunFolder(path)
+    return path.exists() and (not run.record.exists() or any(run.checkpoints.glob("step-*")))
 
 
 def _check_file(reference: str, field: str, wanted: Model) -> None:

@@ -166,6 +166,20 @@ def test_a_base_run_is_still_to_come_if_a_recipe_beside_makes_it(recipe: Make, t
             plan.outline(made, beside=beside)
 
 
+def test_a_base_run_without_a_checkpoint_is_still_to_come_and_none_goes_on_from_itself(
+    recipe: Make, tmp_path: Path
+) -> None:
+    run = tmp_path / "begun"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    made = recipe(model={"prior": str(run)})
+    (tmp_path / "first.toml").write_text(recipes.dumps(recipe().model_copy(update={"run": str(run)})))
+    assert plan.outline(made, beside=tmp_path).missing == (f"model.prior: {run} is still to be trained, by first.toml",)
+    (tmp_path / "first.toml").write_text(recipes.dumps(made.model_copy(update={"run": str(run)})))
+    with pytest.raises(RecipeError, match=r"first\.toml: model: .*begun goes on from itself"):
+        plan.outline(made, beside=tmp_path)
+
+
 def test_what_is_there_and_wrong_is_refused_by_the_outline_too(recipe: Make, tiny: Path) -> None:
     with pytest.raises(WeightsError, match="Stage C is missing"):
         plan.outline(recipe(model={"prior": str(tiny / "decoder")}))
