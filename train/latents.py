@@ -145,11 +145,10 @@ class Store:
         try:
             return retries.each(read, uris, waits=self._waits)
         except FileNotFoundError as error:
-            uri = error.filename or uris[0]
-            raise SourceError(f"{uri}: data.curated: no such latent file; {AGAIN}") from None
+            raise SourceError(f"{error.filename}: data.curated: no such latent file; {AGAIN}") from None
         except OSError as error:
             why = error.strerror or errno.errorcode.get(error.errno or 0, str(error))
-            raise SourceError(f"{error.filename or self.folder}: data.curated: cannot be read ({why})") from None
+            raise SourceError(f"{error.filename}: data.curated: cannot be read ({why})") from None
 
 
 def check(rows: Rows, store: Store, part: DataPart) -> LatentFacts:

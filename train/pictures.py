@@ -94,10 +94,10 @@ def curate_recipe(curated: str) -> CurateRecipe | None:
 
 
 def rules(curated: str) -> tuple[DecodePart, LatentsPart]:
-    """How a curate run opens pictures, and how it cuts them; the defaults where it does not say."""
+    """How a curate run opens pictures, and how it cuts them; the defaults where it does not say, for any size."""
     recipe = curate_recipe(curated)
     if recipe is None:
-        return DecodePart(), LatentsPart()
+        return DecodePart(min_pixels=1), LatentsPart()
     return recipe.decode, recipe.latents or LatentsPart()
 
 

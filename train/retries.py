@@ -24,7 +24,8 @@ def each(
 ) -> list[Found]:
     """What `read` gives for each number of `uris`; those that fail are read again, a few times.
 
-    Raises the OSError itself where it says that nothing is there, or of a file of this machine; else RunFailed.
+    Raises the OSError itself, its `filename` the uri, where it says that nothing is there, or of a file of this
+    machine; else RunFailed.
     """
     found: dict[int, Found] = {}
     left = list(range(len(uris)))
@@ -34,6 +35,7 @@ def each(
             if not isinstance(one, OSError):
                 found[at] = one
             elif isinstance(one, FINAL) or files.is_local(uris[at]):
+                one.filename = uris[at]
                 raise one
             else:
                 failed[at] = one
