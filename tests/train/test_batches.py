@@ -1,198 +1,247 @@
-from collections import Counter
+import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sote.cluster import storage
 from sote.cluster.errors import SourceError
-from sote.train import batches
-from sote.train.batches import Loader, Order
-from sote.train.recipe import BatchPart, CaptionsPart, LengthPart
+from sote.train import diffusion
+from sote.train.batches import TIME, Inputs, Loader, Micro, Order, Prefetch, Store, generator, make_loader, read_rows
+from sote.train.recipe import BatchPart, CaptionsPart, DataPart, DiffusionPart, TrainRecipe
 
+Make = Callable[..., TrainRecipe]
 PART = BatchPart(effective_batch=4, micro_batch=2, seed=3)
 
 
-def _order(curated: Path, *, size: int = 4, seed: int = 3) -> Order:
-    return Order(batches.read_rows(curated), effective_batch=size, seed=seed)
+def _loader(curated: Path, **changes: Any) -> Loader:
+    given: dict[str, Any] = {"batch": PART, "captions": CaptionsPart(), "diffusion": DiffusionPart()}
+    return Loader(read_rows(curated), inputs=Inputs(Store(curated)), **given | changes)
 
 
-def test_an_epoch_shows_every_image_as_often_as_it_is_repeated(curated: Path) -> None:
-    rows = batches.read_rows(curated)
-    order = _order(curated, size=1)
-    seen = Counter(int(order.batch(step, epochs=1).rows[0]) for step in range(1, order.steps(1) + 1))
-    assert seen == Counter({row: int(repeat) for row, repeat in enumerate(rows.repeat)})
-    assert seen[0] == 3
+def _order(loader: Loader) -> Order:
+    return Order(loader.rows, effective_batch=4, seed=3)
 
 
-def test_what_does_not_fill_a_batch_is_seen_in_the_next_epoch(curated: Path) -> None:
-    order = _order(curated, size=5)  # 14 + 10 images of two buckets: nothing divides
-    epochs = 5  # 70 and 50 do
-    seen = Counter(row for step in range(1, order.steps(epochs) + 1) for row in order.batch(step, epochs=epochs).rows)
-    rows = batches.read_rows(curated)
-    assert seen == Counter({row: epochs * int(repeat) for row, repeat in enumerate(rows.repeat)})
+def _decoder(recipe: Make, curated: Path, tiny: Path, **tables: Any) -> Loader:
+    tables = {"data": {}, "diffusion": {}} | tables
+    model = {"stage": "decoder", "decoder": str(tiny / "decoder")}
+    return make_loader(recipe(model=model, **tables | {"data": {"curated": str(curated)} | tables["data"]}))
 
 
-def test_a_run_of_whole_epochs_ends_with_the_remainders(curated: Path) -> None:
-    order = _order(curated, size=5)
-    found = [order.batch(step, epochs=1) for step in range(1, order.steps(1) + 1)]
-    assert {row for batch in found for row in batch.rows} == set(range(22))
-    assert all(batch.epoch == 0 for batch in found)
-    assert len(found) == 5  # ceil(14 / 5) + ceil(10 / 5)
+def _equal(one: Micro, other: Micro) -> bool:
+    def same(first: Any, second: Any) -> bool:
+        return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
-
-def test_all_images_of_a_step_have_one_bucket(curated: Path) -> None:
-    rows, order = batches.read_rows(curated), _order(curated)
-    for step in range(1, 40):
-        batch = order.batch(step)
-        assert {rows.buckets[rows.bucket[row]] for row in batch.rows} == {batch.bucket}
-
-
-def test_the_order_depends_on_seed_and_step_alone(curated: Path) -> None:
-    forward = [_order(curated).batch(step).rows.tolist() for step in range(1, 20)]
-    used = _order(curated)
-    backward = [used.batch(step).rows.tolist() for step in reversed(range(1, 20))]
-    assert forward == backward[::-1]
-    other = [_order(curated, seed=4).batch(step).rows.tolist() for step in range(1, 20)]
-    assert forward != other
-
-
-def test_buckets_smaller_than_a_batch_are_trained_too(curated: Path) -> None:
-    order = _order(curated, size=32)
-    found = [order.batch(step) for step in range(1, 9)]
-    assert len({batch.bucket for batch in found}) == 2
-    assert found[0].epoch == 2  # the first epoch that fills one: 3 x 14 images
+    return all(same(value, getattr(other, name)) for name, value in vars(one).items())
 
 
 def test_a_micro_batch_is_the_same_whoever_computes_it(curated: Path) -> None:
-    rows = batches.read_rows(curated)
-    order = Order(rows, effective_batch=4, seed=3)
-    one, two = (Loader(rows, latents=curated / "latents", part=PART, captions=CaptionsPart()) for _ in range(2))
+    one, two = _loader(curated), _loader(curated)
+    order = _order(one)
     two.micro(order.batch(7), 0)  # what was read before makes no difference
-    first, second = one.micro(order.batch(5), 1), two.micro(order.batch(5), 1)
-    assert torch.equal(first.noise_BCHW, second.noise_BCHW)
-    assert torch.equal(first.latents_BCHW, second.latents_BCHW)
-    assert torch.equal(first.time_B, second.time_B)
-    assert (first.captions, first.seed) == (second.captions, second.seed)
+    assert _equal(one.micro(order.batch(5), 1), two.micro(order.batch(5), 1))
 
 
 def test_images_of_a_batch_have_their_own_noise_and_time(curated: Path) -> None:
-    rows = batches.read_rows(curated)
-    loader, order = Loader(rows, latents=curated / "latents", part=PART, captions=CaptionsPart()), Order(rows, effective_batch=4, seed=3)
+    loader = _loader(curated)
+    order = _order(loader)
     micros = [loader.micro(order.batch(step), index) for step in (1, 2) for index in (0, 1)]
     noise = torch.cat([micro.noise_BCHW.flatten(1)[:, :64] for micro in micros])
     assert len(torch.unique(noise, dim=0)) == 8
     assert len(torch.unique(torch.cat([micro.time_B for micro in micros]))) == 8
     assert len({micro.seed for micro in micros}) == 4
+    assert [micro.index for micro in micros] == [0, 1, 0, 1]
 
 
-def test_noise_is_normal_and_times_are_uniform() -> None:
-    noise = np.concatenate([batches.generator(0, batches.NOISE, 1, at).standard_normal(500) for at in range(40)])
-    times = np.array([batches.generator(0, batches.TIME, 1, at).random() for at in range(2000)])
-    assert abs(noise.mean()) < 0.03
-    assert abs(noise.std() - 1) < 0.03
-    assert abs(times.mean() - 0.5) < 0.03
+def test_an_image_is_the_same_however_a_batch_is_cut(curated: Path) -> None:
+    two, four = _loader(curated), _loader(curated, batch=PART.model_copy(update={"micro_batch": 4}))
+    batch = _order(two).batch(3)
+    whole, halves = four.micro(batch, 0), [two.micro(batch, index) for index in (0, 1)]
+    assert [one for half in halves for one in half.captions] == whole.captions
+    assert torch.equal(torch.cat([half.noise_BCHW for half in halves]), whole.noise_BCHW)
+    assert torch.equal(torch.cat([half.time_B for half in halves]), whole.time_B)
+
+
+def test_times_and_noise_are_the_recipes(curated: Path) -> None:
+    part = DiffusionPart(min_time=0.4, max_time=0.5, offset_noise=0.3)
+    loader, plain = _loader(curated, diffusion=part), _loader(curated)
+    batch = _order(loader).batch(1)
+    micro, other = loader.micro(batch, 1), plain.micro(batch, 1)
+    uniform = torch.tensor([generator(3, TIME, 1, place).random() for place in (2, 3)])
+    assert torch.equal(micro.time_B, diffusion.times(uniform.float(), part))
+    assert ((micro.time_B >= 0.4) & (micro.time_B <= 0.5)).all()
+    shift_BC = (micro.noise_BCHW - other.noise_BCHW).flatten(2)
+    assert (shift_BC.std(dim=2) < 1e-5).all()
+    assert (shift_BC.mean(dim=2).abs() > 0).any()
 
 
 def test_latents_are_those_that_the_catalogue_names(curated: Path) -> None:
-    rows = batches.read_rows(curated)
-    loader, batch = (
-        Loader(rows, latents=curated / "latents", part=PART, captions=CaptionsPart()),
-        Order(rows, effective_batch=4, seed=3).batch(1),
-    )
-    micro = loader.micro(batch, 1)
+    loader = _loader(curated)
+    batch = _order(loader).batch(1)
+    micro, places = loader.micro(batch, 1), loader.rows.latents
+    assert places is not None
+    assert micro.latents_BCHW is not None
     row = int(batch.rows[2])
-    whole = load_file(curated / "latents" / rows.shard[row].as_py())["latents"]
-    assert torch.equal(micro.latents_BCHW[0], whole[int(rows.offset[row])].float())
+    whole = load_file(curated / "latents" / places.shards[places.which[row]])["latents"]
+    assert torch.equal(micro.latents_BCHW[0], whole[int(places.offset[row])].float())
+    assert (micro.pixels_BHWC, micro.encoder_latents_BCHW, micro.encoder_scale) == (None, None, 1.0)
+    assert micro.keep_B.all()
 
 
-def test_tags_are_shuffled_as_a_list_and_never_split_from_text(curated: Path) -> None:
-    loader = Loader(batches.read_rows(curated), latents=curated / "latents", part=PART, captions=CaptionsPart())
-    tags = {"best quality", "0 shapes", 'The text says "a, b"', "red circle"}
+def test_captions_have_their_tags_whole_in_a_random_order(curated: Path) -> None:
+    loader = _loader(curated)
     captions = {loader.caption(0, step=step, place=0) for step in range(1, 30)} - {""}
     assert len(captions) > 5
     for caption in captions:
-        rest = caption
-        for tag in tags:
-            assert tag in rest
-            rest = rest.replace(tag, "")
-        assert rest == ", , , "
+        for tag in ("best quality", "0 shapes", 'The text says "a, b"', "red circle"):
+            caption = caption.replace(tag, "", 1)
+        assert caption == ", , , "
 
 
-def test_captions_are_dropped_at_the_recipes_rate(curated: Path) -> None:
-    rows = batches.read_rows(curated)
-    part = CaptionsPart(dropout=0.25, shuffle=False)
-    loader = Loader(rows, latents=curated / "latents", part=BatchPart(), captions=part)
-    captions = [loader.caption(1, step=step, place=0) for step in range(1000)]
-    assert set(captions) == {"", rows.caption[1].as_py()}
-    assert 200 < captions.count("") < 300
+def test_pictures_stand_in_for_latents_where_the_recipe_says_so(recipe: Make, pictured: Path) -> None:
+    loader = make_loader(recipe(data={"curated": str(pictured), "encode": True}))
+    order = _order(loader)
+    for step in (1, 2, 3):
+        batch = order.batch(step)
+        micro = loader.micro(batch, 0)
+        width, height = (int(side) for side in batch.bucket.split("x"))
+        assert micro.latents_BCHW is None
+        assert micro.pixels_BHWC is not None
+        assert (micro.pixels_BHWC.shape, micro.pixels_BHWC.dtype) == ((2, height, width, 3), torch.uint8)
+        assert micro.noise_BCHW.shape == (2, 16, height // 32, width // 32)
 
 
-def test_a_run_ends_at_whichever_end_comes_first(curated: Path) -> None:
-    order = _order(curated)
-    assert batches.last_step(LengthPart(max_steps=3), order) == 3
-    assert batches.last_step(LengthPart(epochs=1), order) == 7  # ceil(14 / 4) + ceil(10 / 4)
-    assert batches.last_step(LengthPart(epochs=1, max_steps=3), order) == 3
+def test_pictures_have_the_encoders_size_at_any_compression(recipe: Make, pictured: Path) -> None:
+    loader = make_loader(recipe(data={"curated": str(pictured), "encode": True, "compression": 42.67}))
+    order = _order(loader)
+    batch = next(batch for batch in map(order.batch, range(1, 20)) if batch.bucket == "256x256")
+    micro = loader.micro(batch, 1)
+    assert micro.pixels_BHWC is not None
+    assert micro.pixels_BHWC.shape == (2, 192, 192, 3)
+    assert micro.noise_BCHW.shape == (2, 16, 6, 6)
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "says"),
-    [
-        ("pick", False, "not one row is picked"),
-        ("caption", None, "column caption: missing in 1 of"),
-        ("repeat", 0, "repeat"),
-    ],
-)
-def test_a_catalogue_that_cannot_be_trained_on_is_refused(
-    curated: Path, tmp_path: Path, column: str, value: object, says: str
+def test_stage_b_has_vq_latents_and_pixels_at_a_scale_of_the_step(recipe: Make, pictured: Path, tiny: Path) -> None:
+    loader = _decoder(recipe, pictured, tiny, diffusion={"encoder_dropout": 0.5})
+    order = _order(loader)
+    scales, kept = [], []
+    for step in range(1, 13):
+        batch = order.batch(step)
+        one, two = (loader.micro(batch, index) for index in (0, 1))
+        width, height = (int(side) for side in batch.bucket.split("x"))
+        assert one.latents_BCHW is not None
+        assert one.pixels_BHWC is not None
+        assert one.latents_BCHW.shape == one.noise_BCHW.shape == (2, 4, height // 4, width // 4)
+        assert one.pixels_BHWC.shape == (2, height, width, 3)
+        assert one.encoder_latents_BCHW is None
+        assert one.encoder_scale == two.encoder_scale
+        scales.append(one.encoder_scale)
+        kept += torch.cat([one.keep_B, two.keep_B]).tolist()
+    assert len(set(scales)) == 12
+    assert 0.5 <= min(scales) < 0.65
+    assert 0.85 < max(scales) <= 1
+    assert 10 < sum(kept) < 38
+
+
+def test_stage_b_reads_the_encoders_latents_where_the_scale_is_always_one(
+    recipe: Make, curated: Path, tiny: Path
 ) -> None:
-    rows = pq.read_table(curated / "catalogue.parquet").to_pylist()
-    for row in rows if column == "pick" else rows[:1]:
-        row[column] = value
-    storage.write_table(
-        tmp_path / "catalogue.parquet",
-        pq.read_table(curated / "catalogue.parquet").from_pylist(
-            rows, schema=pq.read_schema(curated / "catalogue.parquet")
-        ),
-    )
-    with pytest.raises(SourceError, match=says):
-        batches.read_rows(tmp_path)
+    loader = _decoder(recipe, curated, tiny, diffusion={"least_encoder_scale": 1.0})  # its pictures are not there
+    micro = loader.micro(_order(loader).batch(1), 0)
+    assert micro.pixels_BHWC is None
+    assert micro.encoder_latents_BCHW is not None
+    assert micro.encoder_latents_BCHW.shape[1] == 16
+    assert micro.encoder_scale == 1.0
 
 
-def test_a_folder_without_catalogue_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"has no catalogue\.parquet; run `sote curate`"):
-        batches.read_rows(tmp_path)
+def test_stage_b_can_be_trained_from_pictures_alone(recipe: Make, pictured: Path, tiny: Path) -> None:
+    loader = _decoder(recipe, pictured, tiny, data={"encode": True})
+    batch = _order(loader).batch(1)
+    micro = loader.micro(batch, 0)
+    width, height = (int(side) for side in batch.bucket.split("x"))
+    assert micro.latents_BCHW is None
+    assert micro.noise_BCHW.shape == (2, 4, height // 4, width // 4)
 
 
-def _with_sets(curated: Path, folder: Path) -> Path:
-    """A copy of the catalogue in which rows 0 and 3, and one that is not picked, are of the set `final`."""
-    table = pq.read_table(curated / "catalogue.parquet")
-    rows = table.to_pylist()
-    for number, row in enumerate(rows):
-        row["sets"] = ["final"] if number in (0, 3) or not row["pick"] else ["decoder", "other"] if number == 5 else []
-    storage.write_table(folder / "catalogue.parquet", table.from_pylist(rows, schema=table.schema))
-    return folder
+def _prefetch(loader: Loader, steps: range, **changes: Any) -> Prefetch:
+    given: dict[str, Any] = {"epochs": None, "indices": (0, 1), "part": DataPart(curated="x", readers=2)}
+    return Prefetch(loader, _order(loader), steps=steps, **given | changes)
 
 
-def test_of_a_set_only_its_picked_rows_are_seen_and_each_once(curated: Path, tmp_path: Path) -> None:
-    folder = _with_sets(curated, tmp_path)
-    rows = batches.read_rows(folder, chosen="final")
-    assert rows.id.to_pylist() == [f"{number:064x}" for number in (0, 3)]
-    assert rows.repeat.tolist() == [1, 1]  # row 0 is repeated three times in the base run
-    assert rows.buckets == ("320x192",)
-    assert len(batches.read_rows(folder, chosen="other")) == 1
-    assert batches.read_rows(folder).repeat.tolist() == batches.read_rows(curated).repeat.tolist()
+def _threads() -> int:
+    return sum(thread.name.startswith("batches") for thread in threading.enumerate())
 
 
-def test_a_set_without_rows_is_refused_with_the_sets_that_have_some(curated: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"data\.set: .* 'fnal'; sets with rows: decoder, final, other"):
-        batches.read_rows(_with_sets(curated, tmp_path), chosen="fnal")
-    with pytest.raises(SourceError, match="sets with rows: none"):
-        batches.read_rows(curated, chosen="final")
-    table = pq.read_table(curated / "catalogue.parquet")
-    storage.write_table(tmp_path / "old" / "catalogue.parquet", table.drop_columns(["sets"]))
-    with pytest.raises(SourceError, match=r"has no column 'sets'; curate again"):
-        batches.read_rows(tmp_path / "old", chosen="final")
+def test_what_is_read_ahead_is_what_would_be_read_without(curated: Path) -> None:
+    loader = _loader(curated)
+    order, steps = _order(loader), range(3, 10)
+    with _prefetch(loader, steps) as coming:
+        for step, (batch, micros) in zip(steps, coming, strict=True):
+            expected = order.batch(step)
+            assert (batch.step, batch.rows.tolist()) == (step, expected.rows.tolist())
+            assert [_equal(micro, loader.micro(expected, at)) for at, micro in enumerate(micros)] == [True, True]
+            assert coming.waited >= 0
+    assert _threads() == 0
+
+
+def test_a_run_of_whole_epochs_is_read_to_its_end(curated: Path) -> None:
+    loader = _loader(curated)
+    last = _order(loader).steps(1)
+    found = list(_prefetch(loader, range(1, last + 1), epochs=1, indices=(1,)))
+    assert {int(row) for batch, _ in found for row in batch.rows} == set(range(22))
+    assert [micro.index for _, micros in found for micro in micros] == [1] * last
+    assert _threads() == 0
+
+
+def test_no_more_is_read_ahead_than_the_recipe_says(curated: Path) -> None:
+    loader = _loader(curated)
+    asked: set[int] = set()
+    micro = loader.micro
+
+    def counted(batch: Any, index: int) -> Micro:
+        asked.add(batch.step)
+        return micro(batch, index)
+
+    loader.micro = counted  # type: ignore[method-assign]
+    with _prefetch(loader, range(1, 100), part=DataPart(curated="x", prefetch_steps=3)) as coming:
+        next(coming)
+        next(coming)
+        coming.close()
+        assert max(asked) <= 2 + 3 + 1
+    assert _threads() == 0
+    with pytest.raises(StopIteration):
+        next(coming)
+
+
+def test_an_error_in_reading_is_raised_at_its_step_and_ends_all_threads(curated: Path, tmp_path: Path) -> None:
+    loader = _loader(curated)
+    order = _order(loader)
+    first = next(step for step in range(2, 50) if order.batch(step).bucket != order.batch(1).bucket)
+    bucket = order.batch(first).bucket
+    good = (curated / "latents" / order.batch(1).bucket / "00000.safetensors").read_bytes()
+    there = tmp_path / "latents" / order.batch(1).bucket
+    there.mkdir(parents=True)
+    (there / "00000.safetensors").write_bytes(good)  # the other bucket's is missing
+    loader.inputs = replace(loader.inputs, store=Store(tmp_path))
+    coming = _prefetch(loader, range(1, 50))
+    assert [next(coming)[0].step for _ in range(1, first)] == list(range(1, first))
+    with pytest.raises(SourceError, match=rf"{bucket}/00000\.safetensors: data\.curated: no such latent file"):
+        next(coming)
+    assert _threads() == 0
+
+
+def test_a_recipe_that_no_row_fits_is_refused_before_anything_is_read(recipe: Make, curated: Path) -> None:
+    with pytest.raises(SourceError, match=r"data\.set: no picked row is of the set 'final'"):
+        make_loader(recipe(data={"set": "final"}))
+    with pytest.raises(SourceError, match=r"has no catalogue\.parquet"):
+        make_loader(recipe(data={"curated": str(curated / "nowhere")}))
+
+
+def test_a_long_run_has_as_many_random_numbers_as_it_needs() -> None:
+    drawn = [generator(3, TIME, step, place).random() for step in range(50) for place in range(40)]
+    assert len(np.unique(drawn)) == 2000
