@@ -143,7 +143,7 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     figures = Figures(devices.here().name, options.commit or _head(), is_full=size is FULL)
     if size is not FULL:
-        figures.not_measured += ("anything at full size or on a GPU: there is none here",)
+        figures.not_measured += ("anything at full size, on a GPU, or as compiled code: there is no GPU here",)
     figures.ceiling_flops = ceiling(on, size.ceiling_side)
     print(f"{figures.machine}, torch {torch.__version__}: {figures.ceiling_flops / 1e12:,.2f} TFLOP/s in one product")
     for row in measured(size, on, figures, only=options.only, is_profiled=options.profile):
@@ -175,7 +175,11 @@ def measured(size: Size, on: torch.device, figures: Figures, *, only: str, is_pr
             loss, reference = (float(functional.mse_loss(output, few["noise"])) for output in (found, exact))
             distance = float((found - exact).norm() / exact.norm())
             for case in size.cases:
-                seconds, peak, share = fitting(make, state, case, size)
+                fit = fitting(make, state, case, size)
+                if fit is None:
+                    figures.not_measured += (f"{label} at {case}: it does not fit the memory",)
+                    continue
+                seconds, peak, share = fit
                 per_second = case.batch / seconds
                 of_ceiling = 3 * figures.forward_flops_per_image[str(case)] * per_second / figures.ceiling_flops
                 yield Row(label, str(case), share, per_second, of_ceiling, peak, distance, loss, reference)
@@ -224,8 +228,8 @@ def theirs(size: Size, state: dict[str, Tensor]) -> tuple[nn.Module, Run]:
     return unet.eval(), run
 
 
-def fitting(make: Make, state: dict[str, Tensor], case: Case, size: Size) -> tuple[float, int | None, float]:
-    """Seconds of a step, the peak of memory, and the smallest share of recomputation with which it fits."""
+def fitting(make: Make, state: dict[str, Tensor], case: Case, size: Size) -> tuple[float, int | None, float] | None:
+    """Seconds of a step, the peak of memory, and the smallest share of recomputation with which it fits; or None."""
     for share in SHARES:
         model, run = make(state)
         if isinstance(model, CascadeUNet):
@@ -240,7 +244,7 @@ def fitting(make: Make, state: dict[str, Tensor], case: Case, size: Size) -> tup
             print(f"{case} does not fit the memory with {share:.0%} of the blocks computed twice", flush=True)
         del model, run
         torch.cuda.empty_cache()
-    raise SystemExit(f"{case} does not fit the memory of this GPU")
+    return None
 
 
 def timed(model: nn.Module, run: Run, case: Case, size: Size) -> tuple[float, int | None]:
