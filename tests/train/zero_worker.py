@@ -190,6 +190,9 @@ def inner(engine: Engine) -> dict[str, list[Tensor]]:
 
 
 def work(rank: int, workers: int, folder: Path) -> None:
+    from sote.train import engine_deepspeed, masters
+
+    masters.CHUNK, engine_deepspeed.PART = 1000, 50  # elements at a time: small, so that there are many times
     os.environ["LOCAL_RANK"] = str(rank)  # Ray Train sets it; DeepSpeed asks for it
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{workers}", rank=rank, world_size=workers)
     found = scenarios(folder)
