@@ -63,7 +63,8 @@ def _write_latents(
     facts["ids"] = json.dumps([row["id"] for row in rows])
     data = random.standard_normal((len(rows), *shape)).astype(np.float16).tobytes()
     whole = latent_file(data, dtype="float16", shape=[len(rows), *shape], facts=facts)
-    storage.write_bytes(folder / "latents" / file, whole)
+    (folder / "latents" / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "latents" / file).write_bytes(whole)
 
 
 def _picture(path: Path, row: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
