@@ -194,7 +194,7 @@ class EncodeRows:
 
 
 def _vqgan(folder: Path, dtype: str) -> Any:
-    from sote.data.vqgan import VqganEncoder  # imports diffusers, which takes seconds: only where it is asked for
+    from sote.data.vqgan import VqganEncoder  # imports torch: only where it is asked for
 
     return VqganEncoder(folder, dtype=dtype)
 

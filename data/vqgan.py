@@ -9,17 +9,15 @@ Kind: actor.
 """
 
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
-from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
-from torch import nn
 
 from sote.cluster.devices import Device
 from sote.cluster.errors import WeightsError
 from sote.data.encode import DTYPES, Fits, Numbers, Pixels, sha256_of
 from sote.data.pretrained import check_tensors, exact_float32, needed, pick_device, read_json, read_safetensors
+from sote.data.vqgan_net import Config, Vqgan
 
 SUBFOLDER = "vqgan"  # of a StableCascadeDecoderPipeline's folder
 CLASS = "PaellaVQModel"
@@ -31,13 +29,13 @@ SCALE = 1.0  # what latents are multiplied with
 class StageA:
     """A net of Stage A that encodes. It computes in float32 and rounds to `dtype` at the end."""
 
-    def __init__(self, net: PaellaVQModel, *, dtype: str, device: Device | str | None = None) -> None:
+    def __init__(self, net: Vqgan, *, dtype: str, device: Device | str | None = None) -> None:
         self.scale = SCALE
         self.device = pick_device(device)
         self.dtype = DTYPES[dtype]
         # 2.2 kB of activations for each pixel (measured on the published net): 2.3 GB for a picture of 1024 x 1024
         self._fits = Fits(rows=1) if self.device.type == "cpu" else Fits()
-        self._net: Any = cast(nn.Module, net).eval().requires_grad_(False).to(self.device)
+        self._net = net.eval().requires_grad_(False).to(self.device)
 
     def encode(self, pixels_BHWC: Pixels) -> torch.Tensor:
         """uint8 RGB [B,H,W,3], H and W multiples of 4 -> latents [B,4,H/4,W/4] on the CPU, of the dtype asked for.
@@ -50,7 +48,7 @@ class StageA:
     def _latents(self, pixels_BHWC: Pixels) -> Numbers:
         pixels_BCHW = torch.from_numpy(np.ascontiguousarray(pixels_BHWC)).to(self.device).permute(0, 3, 1, 2)
         with exact_float32():
-            latents_BCHW: torch.Tensor = self._net.encode(pixels_BCHW.float() / 255).latents
+            latents_BCHW = self._net.encode(pixels_BCHW.float() / 255)
         return latents_BCHW.cpu().numpy()
 
 
@@ -68,7 +66,7 @@ class VqganEncoder(StageA):
         file = _weights(folder)
         tensors = read_safetensors(file)
         with torch.device("meta"):
-            net = PaellaVQModel.from_config(config)
+            net = Vqgan(Config.of(config))
         check_tensors(file, tensors, {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()})
         kept = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
         net.load_state_dict(kept, strict=True, assign=True)

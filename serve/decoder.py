@@ -82,7 +82,7 @@ class DecoderModel:
         """Stage A: VQ latents -> RGB pixels [B, H, W, 3] uint8. One image at a time: its memory grows with pixels."""
         images = []
         for vq_CHW in vq_BCHW:
-            decoded_CHW = self.weights.vqgan.decode(self.weights.vqgan_scale * vq_CHW[None]).sample[0]
+            decoded_CHW = self.weights.vqgan.decode(self.weights.vqgan_scale * vq_CHW[None])[0]
             if not torch.isfinite(decoded_CHW).all():
                 raise RunFailed("vqgan: the decoded picture has values that are not finite; no picture was made")
             images.append((decoded_CHW.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu())

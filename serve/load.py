@@ -11,7 +11,7 @@ import torch
 
 from sote.cluster.errors import WeightsError
 from sote.serve.recipe import DType, ModelPart
-from sote.train import modelfile, text
+from sote.train import modelfile, models, text
 from sote.train.unet import CascadeUNet
 
 # safetensors metadata of a prior: how its text encoder was called at training
@@ -48,9 +48,9 @@ def load_prior(part: ModelPart, *, device: torch.device) -> PriorWeights:
     masked = part.mask_padding if part.mask_padding is not None else said.get(MASK_KEY, MASKED) == MASKED
     tokens = part.text_tokens if part.text_tokens is not None else _tokens(said, field=f"{found.unet.path}: {field}")
     return PriorWeights(
-        unet=_ready(modelfile.unet_model(found.unet, dtype=dtype, device=device)),
-        text_encoder=_ready(modelfile.text_model(found.text_encoder, dtype=dtype, device=device)),
-        tokenizer=modelfile.tokenizer(found.tokenizer),
+        unet=_ready(models.unet_model(found.unet, dtype=dtype, device=device)),
+        text_encoder=_ready(models.text_model(found.text_encoder, dtype=dtype, device=device)),
+        tokenizer=models.tokenizer(found.tokenizer),
         mask_padding=masked,
         windows=text.windows_of(tokens),
     )
@@ -62,9 +62,9 @@ def load_decoder(part: ModelPart, *, device: torch.device) -> DecoderWeights:
     found = modelfile.decoder(part.decoder, field=field)
     vqgan = modelfile.needed_vqgan(found, field=field)
     return DecoderWeights(
-        unet=_ready(modelfile.unet_model(found.unet, dtype=dtype, device=device)),
+        unet=_ready(models.unet_model(found.unet, dtype=dtype, device=device)),
         # Stage A is 1 % of the parameters: float32 costs little and keeps smooth areas smooth
-        vqgan=_ready(modelfile.vqgan_model(vqgan, dtype=torch.float32, device=device)),
+        vqgan=_ready(models.vqgan_model(vqgan, dtype=torch.float32, device=device)),
         vqgan_scale=part.vqgan_scale,
     )
 

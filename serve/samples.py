@@ -21,7 +21,7 @@ from sote.serve.load import DecoderWeights, PriorWeights
 from sote.serve.prior import PriorModel
 from sote.serve.recipe import DefaultsPart, ModelPart
 from sote.serve.schema import MAX_SEED, Settings, Stage
-from sote.train import checkpoint, folders, lora, modelfile, source, text
+from sote.train import checkpoint, folders, lora, modelfile, models, source, text
 from sote.train.absolute import absolute
 from sote.train.names import Model
 from sote.train.painting import Sample
@@ -88,14 +88,14 @@ def prior_weights(recipe: TrainRecipe, snapshot: Path, *, device: torch.device) 
     if part.stage == "decoder":
         return load.load_prior(ModelPart(prior=part.prior, text_encoder=part.text_encoder), device=device)
     named = modelfile.prior(part.prior, field="model.prior", text_encoder=part.text_encoder)
-    unet = modelfile.unet_model(_trained(snapshot, "prior") or named.unet, dtype=dtype, device=device)
+    unet = models.unet_model(_trained(snapshot, "prior") or named.unet, dtype=dtype, device=device)
     if (adapters := snapshot / checkpoint.LORA).exists() and recipe.lora is not None:
         _add(unet, load_file(adapters), alpha=recipe.lora.alpha)
     words = _trained(snapshot, "text encoder") or named.text_encoder
     return PriorWeights(
         unet=unet,
-        text_encoder=modelfile.text_model(words, dtype=dtype, device=device),
-        tokenizer=modelfile.tokenizer(named.tokenizer),
+        text_encoder=models.text_model(words, dtype=dtype, device=device),
+        tokenizer=models.tokenizer(named.tokenizer),
         mask_padding=recipe.text.mask_padding,
         windows=text.windows_of(recipe.text.tokens),
     )
@@ -112,8 +112,8 @@ def decoder_weights(recipe: TrainRecipe, snapshot: Path, *, device: torch.device
     vqgan = modelfile.needed_vqgan(named, field=field)
     unet = _trained(snapshot, "decoder") or named.unet
     return DecoderWeights(
-        unet=modelfile.unet_model(unet, dtype=load.dtype_for("auto", device), device=device),
-        vqgan=modelfile.vqgan_model(vqgan, dtype=torch.float32, device=device),
+        unet=models.unet_model(unet, dtype=load.dtype_for("auto", device), device=device),
+        vqgan=models.vqgan_model(vqgan, dtype=torch.float32, device=device),
         vqgan_scale=ModelPart().vqgan_scale,
     )
 

@@ -1,8 +1,8 @@
 """Models by reference: a key, a diffusers folder or one of its subfolders, a ComfyUI checkpoint, Stability's original
 file, a UNet-only file with its text encoder beside it, or the run folder of an earlier training.
 
-What a thing is follows from its keys and shapes (source.py); what is wrong with it is one line. Weights are read tensor
-by tensor, so a model needs its own memory and one tensor's.
+What a thing is follows from its keys and shapes (source.py); what is wrong with it is one line. No weights are read here
+(models.py).
 
 Kind: actor.
 """
@@ -12,26 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
-
 from sote.cluster import weights
 from sote.cluster.errors import CheckpointError, WeightsError
 from sote.cluster.storage import RunFolder
-from sote.data import tokens
-from sote.train import checkpoint, folders, shapes, source
+from sote.train import checkpoint, folders, source
 from sote.train.names import Model
 from sote.train.source import MODULES, Source, Tensors
-from sote.train.unet import CascadeUNet, Config
 
 __all__ = ["DecoderSources", "PriorSources", "Source"]
 
 # Beside a file <base>.safetensors: kohya's and OneTrainer's text encoder; in its folder: OneTrainer's, ours, diffusers'
 TEXT_FILES = ("{base}_text_model", "{base}_text_encoder", "text_encoder", "text_model")
 VQGAN_FILES = ("{base}_vqgan", "stage_a", "vqgan")
-TOKENS = 77  # CLIP's positions; ComfyUI's tokenizer folder says 8192, with which a pipeline fails
 ADAPTERS_ONLY = "adapters of a LoRA run and no whole model; export it (`sote export`) and name the export"
 
 
@@ -114,47 +106,6 @@ def text_encoder_of(reference: str, *, field: str) -> Source:
 def vqgan(reference: str, *, field: str) -> Source:
     """Stage A by reference: stage_a.safetensors, a model's folder, a decoder checkpoint."""
     return _only(reference, "vqgan", field)
-
-
-def unet_model(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> CascadeUNet:
-    """The UNet of a source on `device`, in eval mode."""
-    with torch.device("meta"):
-        model = CascadeUNet(Config.of(source.config))
-    _fill(model, source, dtype=dtype, device=device)
-    return model
-
-
-def text_model(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> CLIPTextModelWithProjection:
-    """The text encoder of a source on `device`, in eval mode."""
-    config = CLIPTextConfig(
-        **{key: value for key, value in source.config.items() if key not in ("dtype", "torch_dtype")}
-    )
-    with torch.device("meta"):
-        model = CLIPTextModelWithProjection(config)
-    _fill(model, source, dtype=dtype, device=device)
-    model.config.architectures = ["CLIPTextModelWithProjection"]
-    # the one buffer that no file has
-    positions = torch.arange(config.max_position_embeddings, device=device).expand((1, -1))
-    model.text_model.embeddings.position_ids = positions
-    return model
-
-
-def vqgan_model(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> PaellaVQModel:
-    """Stage A of a source on `device`, in eval mode."""
-    with torch.device("meta"):
-        model: PaellaVQModel = PaellaVQModel.from_config(source.config)
-    _fill(model, source, dtype=dtype, device=device)
-    return model
-
-
-def tokenizer(path: Path | None) -> CLIPTokenizer:
-    """The tokenizer in a folder; None: CLIP's own. It pads with the end mark, as training and ComfyUI do."""
-    if path is not None:
-        found: CLIPTokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-        return found
-    numbers, merges = tokens.vocabulary()
-    # the annotation of `merges` asks for strings; the Rust tokenizer below takes pairs
-    return CLIPTokenizer(vocab=numbers, merges=merges, model_max_length=TOKENS)  # type: ignore[arg-type]
 
 
 def _only(reference: str, what: Model, field: str) -> Source:
@@ -252,13 +203,3 @@ def _check_text(unet: Source, text: Source, *, field: str) -> None:
                 f"{text.path}: {field}: the prior takes text of width {unet.config[key]}, this text encoder gives "
                 f"{text.config[given]}; put the text encoder there that belongs to this prior"
             )
-
-
-def _fill(model: nn.Module, source: Source, *, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Put the tensors of `source` into a model on the meta device, one after the other."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if problem := shapes.difference(wanted, source.shapes):
-        raise CheckpointError(f"{source.path}: {problem}")
-    made = {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in source.tensors()}
-    model.load_state_dict(made, strict=True, assign=True)
-    model.eval()

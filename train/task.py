@@ -21,7 +21,7 @@ from sote.cluster import weights
 from sote.cluster.errors import SourceError, WeightsError
 from sote.data.encode import Encoder
 from sote.data.vqgan import StageA
-from sote.train import decoder, lora, modelfile, text
+from sote.train import decoder, lora, modelfile, models, text
 from sote.train.batches import Micro
 from sote.train.decoder import Decoder
 from sote.train.modelfile import DecoderSources
@@ -78,7 +78,7 @@ class Encoders:
                 "model.decoder: has no Stage A beside it, and the curate run has no latents of it; put "
                 "stage_a.safetensors beside it, or curate with latents.vqgan"
             )
-        net = modelfile.vqgan_model(self._vqgan, dtype=torch.float32, device=self._device)
+        net = models.vqgan_model(self._vqgan, dtype=torch.float32, device=self._device)
         return StageA(net, dtype="float32", device=str(self._device))
 
 
@@ -135,7 +135,7 @@ class DecoderFeed:
 def _prior(recipe: TrainRecipe, *, device: torch.device) -> Task:
     part, learns = recipe.model, recipe.optimizer.text_encoder_learning_rate is not None
     found = modelfile.prior(part.prior, field="model.prior", text_encoder=part.text_encoder)
-    text_encoder = modelfile.text_model(
+    text_encoder = models.text_model(
         found.text_encoder, dtype=torch.float32 if learns else frozen_dtype(recipe), device=device
     )
     if learns and part.gradient_checkpointing:
@@ -147,7 +147,7 @@ def _prior(recipe: TrainRecipe, *, device: torch.device) -> Task:
         train_text_encoder=learns,
     )
     feed = PriorFeed(
-        modelfile.tokenizer(found.tokenizer),
+        models.tokenizer(found.tokenizer),
         text.windows_of(recipe.text.tokens),
         Encoders(recipe.data.encoder, vqgan=None, device=device),
     )
@@ -164,7 +164,7 @@ def _decoder(recipe: TrainRecipe, *, device: torch.device) -> Task:
         mask_padding=recipe.text.mask_padding,
     )
     feed = DecoderFeed(
-        modelfile.tokenizer(found.tokenizer), Encoders(recipe.data.encoder, vqgan=found.vqgan, device=device)
+        models.tokenizer(found.tokenizer), Encoders(recipe.data.encoder, vqgan=found.vqgan, device=device)
     )
     return Task(model, modules=("decoder",), feed=feed, sources={"decoder": found.unet})
 
@@ -173,7 +173,7 @@ def _unet(recipe: TrainRecipe, source: Source, *, device: torch.device) -> Casca
     """The UNet that learns, or whose adapters do."""
     part = recipe.model
     dtype = torch.float32 if recipe.lora is None else frozen_dtype(recipe)
-    unet = modelfile.unet_model(source, dtype=dtype, device=device)
+    unet = models.unet_model(source, dtype=dtype, device=device)
     if recipe.lora is not None:
         lora.attach(unet, recipe.lora, seed=recipe.batch.seed)
     unet.checkpoint_blocks(part.gradient_checkpointing)
@@ -196,7 +196,7 @@ def _pooling(recipe: TrainRecipe, found: DecoderSources, *, device: torch.device
             f"{source.path}: model.text_encoder: gives pooled text of width {given}, this decoder takes {wanted}; name "
             "the text encoder that belongs to it"
         )
-    return modelfile.text_model(source, dtype=frozen_dtype(recipe), device=device)
+    return models.text_model(source, dtype=frozen_dtype(recipe), device=device)
 
 
 def _pixels(micro: Micro) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
 from torch import Tensor
 
-from sote.train import decoder, diffusion, modelfile, text
+from sote.train import decoder, diffusion, modelfile, models, text
 from sote.train.decoder import Decoder
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "stage_b.json").read_text())
@@ -17,8 +17,8 @@ def model(tiny: Path) -> Decoder:
     """The stand-in decoder in eval mode."""
     found = modelfile.decoder(str(tiny / "decoder"), field="model.decoder")
     assert found.text_encoder is not None
-    unet = modelfile.unet_model(found.unet, dtype=torch.float32, device="cpu")
-    encoder = modelfile.text_model(found.text_encoder, dtype=torch.float32, device="cpu")
+    unet = models.unet_model(found.unet, dtype=torch.float32, device="cpu")
+    encoder = models.text_model(found.text_encoder, dtype=torch.float32, device="cpu")
     return Decoder(unet, encoder, mask_padding=True).eval()
 
 
@@ -28,7 +28,7 @@ def inputs(tiny: Path) -> tuple[Tensor, ...]:
     random = torch.Generator().manual_seed(1)
     vq, noise = (torch.randn(3, 4, 32, 48, generator=random) for _ in range(2))
     time = torch.tensor([0.1, 0.5, 0.9])
-    tokenizer = modelfile.tokenizer(tiny / "decoder" / "tokenizer")
+    tokenizer = models.tokenizer(tiny / "decoder" / "tokenizer")
     tokens, mask = text.tokens(tokenizer, ["a red circle", "", "blue square"], windows=decoder.WINDOWS)
     latents, keep = torch.randn(3, 16, 2, 3, generator=random), torch.tensor([True, False, True])
     return vq, noise, time, tokens, mask, latents, keep, diffusion.p2_weight(diffusion.log_snr(time))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection
 
 from sote.cluster.errors import CheckpointError, WeightsError
-from sote.train import checkpoint, modelfile, names, shapes, standins
+from sote.train import checkpoint, modelfile, models, names, shapes, standins
 
 Tensors = dict[str, torch.Tensor]
 # Heads 64 wide, as shapes alone tell
@@ -176,25 +176,25 @@ def test_a_decoder_is_the_same_in_every_layout_and_brings_its_stage_a(tmp_path: 
 
 def test_the_models_are_those_of_diffusers_and_transformers(tiny: Path) -> None:
     found = modelfile.prior(str(tiny / "prior"), field="model.prior")
-    unet = modelfile.unet_model(found.unet, dtype=torch.float32, device="cpu")
+    unet = models.unet_model(found.unet, dtype=torch.float32, device="cpu")
     theirs = StableCascadeUNet.from_pretrained(tiny / "prior/prior")
     assert unet.config.num_attention_heads == (2, 2)
     assert all(torch.equal(tensor, unet.state_dict()[name]) for name, tensor in theirs.state_dict().items())
-    text = modelfile.text_model(found.text_encoder, dtype=torch.float32, device="cpu")
+    text = models.text_model(found.text_encoder, dtype=torch.float32, device="cpu")
     tokens = torch.arange(77)[None] * 600 + 49407 - 76 * 600
     wanted = CLIPTextModelWithProjection.from_pretrained(tiny / "prior/text_encoder")(tokens, output_hidden_states=True)
     got = text(tokens, output_hidden_states=True)
     torch.testing.assert_close(got.text_embeds, wanted.text_embeds)
     torch.testing.assert_close(got.hidden_states[-1], wanted.hidden_states[-1])
     assert not text.training
-    half = modelfile.unet_model(found.unet, dtype=torch.bfloat16, device="cpu")
+    half = models.unet_model(found.unet, dtype=torch.bfloat16, device="cpu")
     assert {tensor.dtype for tensor in half.parameters()} == {torch.bfloat16}
 
 
 def test_stage_a_paints_what_diffusers_own_loading_paints(tiny: Path) -> None:
     source = modelfile.vqgan(str(tiny / "decoder"), field="model.decoder")
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    ours = modelfile.vqgan_model(source, dtype=torch.float32, device="cpu")
+    ours = models.vqgan_model(source, dtype=torch.float32, device="cpu")
     from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
 
     theirs = PaellaVQModel.from_pretrained(tiny / "decoder/vqgan")
@@ -202,7 +202,7 @@ def test_stage_a_paints_what_diffusers_own_loading_paints(tiny: Path) -> None:
 
 
 def test_clips_own_tokenizer_needs_no_folder(tiny: Path) -> None:
-    ours, theirs = modelfile.tokenizer(None), modelfile.tokenizer(tiny / "prior/tokenizer")
+    ours, theirs = models.tokenizer(None), models.tokenizer(tiny / "prior/tokenizer")
     texts = ["a red  Circle, 日本 héllo don't", "", "word " * 100]
     options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": 77}
     assert ours(texts, **options).input_ids == theirs(texts, **options).input_ids
@@ -347,7 +347,7 @@ def test_numbers_that_are_not_finite_are_found_while_reading(value: float, tmp_p
     _write(tmp_path / "text_encoder.safetensors", WORDS)
     found = modelfile.prior(_write(tmp_path / "x.safetensors", tensors), field="model.prior")
     with pytest.raises(WeightsError, match=r"tensor clf\.1\.bias has numbers that are not finite"):
-        modelfile.unet_model(found.unet, dtype=torch.float32, device="cpu")
+        models.unet_model(found.unet, dtype=torch.float32, device="cpu")
 
 
 def test_a_file_cut_short_is_found_before_and_while_it_is_read(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
 from torch import Tensor
 
-from sote.train import diffusion, modelfile, text
+from sote.train import diffusion, modelfile, models, text
 from sote.train.prior import Prior
 
 CAPTIONS = ["a red circle, best quality", "", "blue square, " * 40, "1girl, solo"]
@@ -21,11 +21,11 @@ class Make:
 
     def __init__(self, tiny: Path) -> None:
         self.found = modelfile.prior(str(tiny / "prior"), field="model.prior")
-        self.tokenizer = modelfile.tokenizer(self.found.tokenizer)
+        self.tokenizer = models.tokenizer(self.found.tokenizer)
 
     def prior(self, *, mask_padding: bool = True, train_text_encoder: bool = True) -> Prior:
-        unet = modelfile.unet_model(self.found.unet, dtype=torch.float32, device="cpu")
-        encoder = modelfile.text_model(self.found.text_encoder, dtype=torch.float32, device="cpu")
+        unet = models.unet_model(self.found.unet, dtype=torch.float32, device="cpu")
+        encoder = models.text_model(self.found.text_encoder, dtype=torch.float32, device="cpu")
         return Prior(unet, encoder, mask_padding=mask_padding, train_text_encoder=train_text_encoder).eval()
 
     def inputs(self, *, windows: int = 1) -> tuple[Tensor, ...]:
