@@ -102,7 +102,7 @@ class Tally:
     @property
     def rate(self) -> float:
         """Units a second since the first were done, for getting ready is no measure of the rest; until there are more,
-        since the start."""
+        since the start. Who knows when the work began says that nothing (0) is done yet."""
         done, start = self.first if self.first is not None and self.first[0] < self.done else (0, self.start)
         return (self.done - done) / max(time.monotonic() - start, 1e-3)
 
@@ -130,7 +130,7 @@ class _Lines:
     def advance(self, count: int, reasons: Reasons | None = None, *, note: str = "") -> None:
         self.tally.add(count, reasons, note)
         moment = time.monotonic()
-        if moment - self.last >= SECONDS_BETWEEN_LINES and self.tally.done < self.tally.total:
+        if count and moment - self.last >= SECONDS_BETWEEN_LINES and self.tally.done < self.tally.total:
             self.last = moment
             self._say(self.tally.rest())
 

@@ -45,6 +45,7 @@ class Follower:
                 self._step(line, advance)
             elif line["kind"] == "start":
                 self._start(line)
+                advance(0)  # from now on steps are made: what came before is no measure of the rest
             elif line["kind"] == "checkpoint":
                 self.saved = int(line["step"])
             elif line["kind"] == "snapshot":

@@ -12,10 +12,12 @@ Kind: actor.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sote.cluster import weights
 from sote.cluster.storage import RunFolder
 from sote.train import diffusion, guard, weighting
 from sote.train.averages import Averages
@@ -155,8 +157,10 @@ class Loop:
 
 
 def base(recipe: TrainRecipe) -> str:
-    """What a run starts from, as its recipe names it."""
-    return recipe.model.decoder or "" if recipe.model.stage == "decoder" else recipe.model.prior
+    """What a run starts from: the key of known weights, or the last part of a path (published files should not tell
+    where things lie on a disk)."""
+    reference = recipe.model.decoder or "" if recipe.model.stage == "decoder" else recipe.model.prior
+    return reference if reference in weights.BY_KEY else Path(reference).name
 
 
 def train(run: Training, engine: Engine, *, found: Checkpoint | None) -> bool:

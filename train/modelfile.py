@@ -1,8 +1,8 @@
 """Models by reference: a key, a diffusers folder or one of its subfolders, a ComfyUI checkpoint, Stability's original
 file, a UNet-only file with its text encoder beside it, or the run folder of an earlier training.
 
-What a thing is follows from its keys and shapes (source.py); what is wrong with it is one line. No weights are read here
-(models.py).
+What a thing is follows from its keys and shapes (source.py); what is wrong with it is one line. Weights are read
+by models.py.
 
 Kind: actor.
 """

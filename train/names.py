@@ -28,10 +28,13 @@ COMFY_IMAGE = "clip_l_vision."
 # ComfyUI before 2024-02-25 kept the projection outside of the transformer, transposed
 COMFY_OLD_PROJECTION = "text_encoder.clip_g.text_projection"
 
+UNET_PREFIXES = ("", COMFY_UNET, "diffusion_model.", "module.")
 # Keys that tell a model, and the prefixes before them in files that hold several models, or that a trainer wrapped
 KEYS: tuple[tuple[Model, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("prior", ("clf.1.weight", "clip_txt_mapper.weight"), ("", COMFY_UNET, "diffusion_model.", "module.")),
-    ("decoder", ("clf.1.weight", "effnet_mapper.0.weight"), ("", COMFY_UNET, "diffusion_model.", "module.")),
+    ("prior", ("clf.1.weight", "clip_txt_mapper.weight"), UNET_PREFIXES),
+    ("prior", ("clf.1.bias", "clip_txt_mapper.bias"), UNET_PREFIXES),  # so that one without the others is still known
+    ("decoder", ("clf.1.weight", "effnet_mapper.0.weight"), UNET_PREFIXES),
+    ("decoder", ("clf.1.bias", "effnet_mapper.0.bias"), UNET_PREFIXES),
     ("vqgan", ("vquantizer.codebook.weight",), ("", COMFY_VQGAN)),
     ("vqgan", ("vquantizer.embedding.weight",), ("", COMFY_VQGAN)),
     ("text encoder", ("text_projection.weight", "text_model.final_layer_norm.weight"), ("", COMFY_TEXT)),
