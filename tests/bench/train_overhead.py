@@ -1,4 +1,4 @@
-"""Prints what Ray Train and DeepSpeed cost around a tiny model: `python tests/bench/bench_train_overhead.py`.
+"""Prints what Ray Train and DeepSpeed cost around a tiny model: `python tests/bench/train_overhead.py`.
 
 The same recipe (same batches, same micro-batches, one thread for each worker) is trained by the bare loop (engine.Plain
 in one process of its own), by Ray Train and DeepSpeed with one worker, by the bare loop again, by two workers, and by

@@ -1,11 +1,11 @@
-"""Images a second of Stage C's training step at full size: `PYTHONPATH=. python tests/bench/bench_train_step.py`.
+"""Images a second of Stage C's training step at full size: `PYTHONPATH=. python tests/bench/train_step.py`.
 
 On a GPU: the 3.6-billion UNet with random weights, forward and backward and the clipping of the gradient's norm, with
 bfloat16 arithmetic over float32 weights (autocast) and with bfloat16 weights (as DeepSpeed holds them); by diffusers'
 class where that can be imported, by train/unet.py eager, and by it compiled. What does not fit the memory is tried
 again with a part of the blocks computed twice. Beside each rate: what share of the matrix ceiling the model's own
 operations are (recomputation not counted), the ceiling being one large bfloat16 product of the same run; the peak of
-memory; and how far output and loss lie from eager float32's. What the pieces of a layer cost: bench_train_pieces.py.
+memory; and how far output and loss lie from eager float32's. What the pieces of a layer cost: train_pieces.py.
 Without a GPU: the same in miniature, to see that it runs; the figures say nothing about a GPU.
 
 Needs torch alone. `--only TEXT` takes the rows whose name has TEXT, `--profile` prints the kernels of the last row,

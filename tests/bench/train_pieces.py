@@ -1,8 +1,8 @@
-"""Milliseconds of what a layer of Stage C is made of: `PYTHONPATH=. python tests/bench/bench_train_pieces.py`.
+"""Milliseconds of what a layer of Stage C is made of: `PYTHONPATH=. python tests/bench/train_pieces.py`.
 
 Forward and backward of each piece by itself, in bfloat16, with what else it could be: on a GPU at full size (32x32
 latents, 227 tokens, batch 16, 2048 channels; there are 64 layers), without one in miniature and not compiled, to see
-that it runs. Not measured: what torch.compile makes of the pieces together; bench_train_step.py does.
+that it runs. Not measured: what torch.compile makes of the pieces together; train_step.py does.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Prints what reading costs a training: `python tests/bench/bench_train_data.py [ROWS]`.
+"""Prints what reading costs a training: `python tests/bench/train_data.py [ROWS]`.
 
 The order of six million rows in sixty buckets; a catalogue of ROWS rows (default 100,000) of thirty tags; single rows
 of latent files, and their headers.
