@@ -25,7 +25,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sote.cluster.errors import CheckpointError, WeightsError
-from sote.train import folders, lora
+from sote.train import folders, lora, shapes
+from sote.train.shapes import Shapes
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
 LORA = "lora.safetensors"
 AVERAGE = "ema_"  # before the name of a weight file
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ class Reader:
 def check(found: Checkpoint, wanted: Mapping[str, Shapes]) -> None:
     """Compare the weight files of a checkpoint with those `wanted`. Raises CheckpointError naming file and tensor."""
     there = sorted(path.name for path in found.path.glob("*.safetensors") if path.name != OPTIMIZER)
-    for file, shapes in wanted.items():
+    for file, expected in wanted.items():
         path = found.path / file
         if file not in there:
             raise CheckpointError(
@@ -200,20 +199,8 @@ def check(found: Checkpoint, wanted: Mapping[str, Shapes]) -> None:
             stored = folders.header(path).tensors
         except WeightsError as error:
             raise CheckpointError(str(error)) from None
-        if problem := difference(shapes, {name: tensor.shape for name, tensor in stored.items()}):
+        if problem := shapes.difference(expected, {name: tensor.shape for name, tensor in stored.items()}):
             raise CheckpointError(f"{path}: {problem}; this checkpoint is of another model than the recipe's")
-
-
-def difference(wanted: Shapes, found: Shapes) -> str | None:
-    """The first thing in which the tensors found differ from those wanted, in words; None if in nothing."""
-    if missing := sorted(wanted.keys() - found.keys()):
-        return f"tensor {missing[0]} is missing ({len(missing)} in all)"
-    if extra := sorted(found.keys() - wanted.keys()):
-        return f"tensor {extra[0]} is not of this model ({len(extra)} in all)"
-    for name, shape in wanted.items():
-        if found[name] != shape:
-            return f"tensor {name} has shape {found[name]}, should have {shape}"
-    return None
 
 
 def _own_digest(values: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ Kind: pure.
 
 from typing import Any, Final
 
-RES, TIME, ATTENTION = "SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"
+from sote.train.shapes import ATTENTION, RES, TIME
+
 Config = dict[str, Any]
 
 PRIOR: Final[Config] = {

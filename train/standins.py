@@ -16,52 +16,29 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from sote.cluster import storage
-from sote.train import pipelines
-from sote.train.shapes import ATTENTION, RES, TIME
+from sote.train import pipelines, published
 
 TEXT_WIDTH = 40  # 1280 in the real text encoder; two copies of 49,408 token vectors are most of the stand-ins' bytes
 IMAGE_WIDTH = 40  # 768 in the real CLIP image encoder
 
-# Keys as in the published configs; only widths and depths are small
-PRIOR_CONFIG: dict[str, Any] = {
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": 1,
+# The published configs; only widths and depths are small
+PRIOR_CONFIG: dict[str, Any] = published.PRIOR | {
     "conditioning_dim": 64,
     "block_out_channels": (64, 64),
     "num_attention_heads": (2, 2),
     "down_num_layers_per_block": (2, 3),
     "up_num_layers_per_block": (3, 2),
-    "down_blocks_repeat_mappers": (1, 1),
-    "up_blocks_repeat_mappers": (1, 1),
-    "block_types_per_layer": ((RES, TIME, ATTENTION), (RES, TIME, ATTENTION)),
     "clip_text_in_channels": TEXT_WIDTH,
     "clip_text_pooled_in_channels": TEXT_WIDTH,
     "clip_image_in_channels": IMAGE_WIDTH,
-    "dropout": (0.1, 0.1),
-    "timestep_conditioning_type": ("sca", "crp"),
-    "switch_level": (False,),
 }
-DECODER_CONFIG: dict[str, Any] = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "patch_size": 2,
+DECODER_CONFIG: dict[str, Any] = published.DECODER | {
     "conditioning_dim": 32,
     "block_out_channels": (16, 32, 32, 32),
     "num_attention_heads": (0, 0, 2, 2),
     "down_num_layers_per_block": (1, 1, 2, 1),
     "up_num_layers_per_block": (1, 2, 1, 1),
-    "down_blocks_repeat_mappers": (1, 1, 1, 1),
-    "up_blocks_repeat_mappers": (3, 3, 2, 2),
-    "block_types_per_layer": ((RES, TIME), (RES, TIME), (RES, TIME, ATTENTION), (RES, TIME, ATTENTION)),
-    "clip_text_in_channels": None,
     "clip_text_pooled_in_channels": TEXT_WIDTH,
-    "clip_image_in_channels": None,
-    "effnet_in_channels": 16,
-    "pixel_mapper_in_channels": 3,
-    "dropout": (0.0, 0.0, 0.1, 0.1),
-    "timestep_conditioning_type": ("sca",),
-    "switch_level": None,
 }
 # scale_factor: Stability's StageA, with which Stage B was trained; diffusers' default 0.3764 is Wuerstchen v2's
 VQGAN_CONFIG: dict[str, Any] = {"levels": 2, "bottleneck_blocks": 2, "embed_dim": 32, "scale_factor": 0.43}

@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from sote.cluster.errors import CheckpointError
 from sote.train import blocks, norms
+from sote.train.shapes import ATTENTION, RES, TIME
 
-RES, TIME, ATTENTION = "SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"
 DIFFUSERS = {"_class_name": "StableCascadeUNet", "_diffusers_version": "0.42.1"}
 MAX_POSITIONS = 10_000  # of the time embedding (stage_c.py, gen_r_embedding)
 CONDITION_STD = 0.02  # initialisation, all numbers from stage_c.py

@@ -11,10 +11,11 @@ from sote.cluster.errors import CheckpointError
 from sote.cluster.storage import RunFolder
 from sote.train import batches, checkpoint, loop, lora, task
 from sote.train.batches import Order
-from sote.train.checkpoint import Checkpoint, Origin, Reader, Shapes
+from sote.train.checkpoint import Checkpoint, Origin, Reader
 from sote.train.engine import Engine
 from sote.train.loop import Training, Wish
 from sote.train.recipe import TrainRecipe
+from sote.train.shapes import Shapes
 from sote.train.task import Task
 
 
