@@ -78,7 +78,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="the run folder to make or to continue")] = Path("runs/demo"),
 ) -> None:
     """Run the whole river, small and offline: pictures to a served image, with a report."""
-    print(f"The whole river in {out}: about three minutes on two cores.", flush=True)
+    print(f"The whole river in {out}: three to four minutes on two cores.", flush=True)
     from sote.serve import demo as whole
 
     whole.run(out, images=images, address=Door.address)
