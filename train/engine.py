@@ -71,7 +71,43 @@ class Engine(Protocol):
         """Take weights and state by name, after so many updates; None leaves what is there. Collective."""
 
 
-class Plain:
+class ByName:
+    """What all engines have alike: weights and state go in and out by name, through the masters. See Engine."""
+
+    optimizer: Piecewise
+    masters: Masters
+
+    def pieces(self) -> list[Tensor]:
+        return [tensor.detach() for tensor in self.masters.tensors]
+
+    def assemble(self, pieces: list[Tensor]) -> dict[str, Tensor]:
+        return self.masters.assemble(pieces)
+
+    def fill(self, pieces: list[Tensor], read: Callable[[str], Tensor]) -> None:
+        self.masters.fill(pieces, read)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.masters.state()
+
+    def load(
+        self,
+        weights: Callable[[str], Tensor] | None,
+        state: Callable[[str], Tensor] | None,
+        *,
+        updates: int,
+    ) -> None:
+        self.optimizer.updates = updates + 1
+        if weights is not None:
+            self.masters.fill(self.pieces(), weights)
+            self.refresh()
+        if state is not None:
+            self.masters.load_state(state)
+
+    def refresh(self) -> None:
+        """Give the model what the masters now hold; nothing to do where they are the model's own weights."""
+
+
+class Plain(ByName):
     """The engine of one process. See Engine."""
 
     rank = 0
@@ -111,31 +147,6 @@ class Plain:
 
     def skip(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-
-    def pieces(self) -> list[Tensor]:
-        return [tensor.detach() for tensor in self.masters.tensors]
-
-    def assemble(self, pieces: list[Tensor]) -> dict[str, Tensor]:
-        return self.masters.assemble(pieces)
-
-    def fill(self, pieces: list[Tensor], read: Callable[[str], Tensor]) -> None:
-        self.masters.fill(pieces, read)
-
-    def state(self) -> dict[str, Tensor]:
-        return self.masters.state()
-
-    def load(
-        self,
-        weights: Callable[[str], Tensor] | None,
-        state: Callable[[str], Tensor] | None,
-        *,
-        updates: int,
-    ) -> None:
-        self.optimizer.updates = updates + 1
-        if weights is not None:
-            self.masters.fill(self.pieces(), weights)
-        if state is not None:
-            self.masters.load_state(state)
 
 
 def whole_masters(optimizer: Piecewise, *, workers: int, rank: int) -> Masters:

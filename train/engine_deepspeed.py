@@ -20,7 +20,6 @@ Kind: actor.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +39,7 @@ PART = 2**28  # elements of a gradient that is clipped in parts: one shard of ev
 START_ALIGNMENT = 2  # elements: DeepSpeedZeroOptimizer.nccl_start_alignment_factor
 
 
-class DeepSpeed:
+class DeepSpeed(engine.ByName):
     """See engine.Engine. Needs torch.distributed to be set up."""
 
     def __init__(self, model: nn.Module, *, part: OptimizerPart, batch: BatchPart, work: WorkersPart) -> None:
@@ -88,32 +87,9 @@ class DeepSpeed:
             self.zero.forget_gradients()
         self.done = 0
 
-    def pieces(self) -> list[Tensor]:
-        return [tensor.detach() for tensor in self.masters.tensors]
-
-    def assemble(self, pieces: list[Tensor]) -> dict[str, Tensor]:
-        return self.masters.assemble(pieces)
-
-    def fill(self, pieces: list[Tensor], read: Callable[[str], Tensor]) -> None:
-        self.masters.fill(pieces, read)
-
-    def state(self) -> dict[str, Tensor]:
-        return self.masters.state()
-
-    def load(
-        self,
-        weights: Callable[[str], Tensor] | None,
-        state: Callable[[str], Tensor] | None,
-        *,
-        updates: int,
-    ) -> None:
-        self.optimizer.updates = updates + 1
-        if weights is not None:
-            self.masters.fill(self.pieces(), weights)
-            if self.zero is not None:
-                self.zero.refresh()
-        if state is not None:
-            self.masters.load_state(state)
+    def refresh(self) -> None:
+        if self.zero is not None:
+            self.zero.refresh()
 
 
 def _start(model: nn.Module, chosen: Piecewise, config: dict[str, Any]) -> Any:
