@@ -7,8 +7,11 @@
     │   ├── WeightsError      a pretrained file is missing or is not what the recipe takes it for
     │   ├── RunFolderError    the run folder belongs to another recipe, or is in use
     │   ├── CheckpointError   a checkpoint of another shape, stage or variant, or a broken one
-    │   └── RequestError      a generation request that cannot be met
+    │   ├── RequestError      a generation request that cannot be met
+    │   └── AccessError       a request without a key that is known, or beyond what its key may ask for
     ├── RunFailed             exit code 1: the run itself failed (too many failed rows, NaN loss)
+    │   └── NoMemory          the device cannot hold what one picture needs
+    ├── Busy                  the server has no place for another request now
     └── Stopped               exit code 143: SIGTERM came; what is done is saved and the same command continues
         └── Interrupted       exit code 130: Ctrl-C came; the same
 
@@ -17,7 +20,7 @@ Failures of machines (lost node, out of memory) are not here: they raise as they
 Kind: pure.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class SoteError(Exception):
@@ -56,8 +59,31 @@ class RequestError(UserError):
     """A request to the model names something it cannot do."""
 
 
+class AccessError(UserError):
+    """Who asks is not known, or may not ask for this. `status`: 401 no key that is known, 403 not allowed with it."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class RunFailed(SoteError):
     """The run could not be finished; what was committed stays and the same command continues it."""
+
+
+class NoMemory(RunFailed):
+    """The device has too little memory for one picture of the size that was asked for."""
+
+
+class Busy(SoteError):
+    """No place in the line, or a key's limit is reached. `retry_after_seconds`: when to come again, 1 or more."""
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an error crosses from a replica with its fields
+        return _busy, (str(self), self.retry_after_seconds)
 
 
 class Stopped(SoteError):
@@ -70,3 +96,7 @@ class Interrupted(Stopped):
     """The user pressed Ctrl-C, and the run saved what it had."""
 
     exit_code: ClassVar[int] = 128 + 2  # what a shell reports for Ctrl-C
+
+
+def _busy(message: str, retry_after_seconds: int) -> Busy:
+    return Busy(message, retry_after_seconds=retry_after_seconds)

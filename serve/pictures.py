@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sote.serve.recipe import OutputFormat
-from sote.serve.schema import CONTENT_TYPES
+from sote.serve.settings import CONTENT_TYPES, OutputFormat
 
 QUALITY = 95  # of JPEG and WebP; Pillow's handbook: JPEG above 95 grows the file for hardly any gain
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # EXIF 2.3, tags of the Exif IFD and of UserComment in it

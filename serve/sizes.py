@@ -38,6 +38,11 @@ def check_side(side: int) -> int:
     raise ValueError(f"{side} is not a multiple of {SIDE_STEP} pixels; nearest: {near}")
 
 
+def nearest_side(side: int) -> int:
+    """The side nearest to `side` that the model can make; of two equally near the larger."""
+    return min(max((side + SIDE_STEP // 2) // SIDE_STEP * SIDE_STEP, MIN_SIDE), MAX_SIDE)
+
+
 def latent_side(side: int, compression: float) -> int:
     """Cells of Stage C latents along a side of `side` pixels.
 
