@@ -3,18 +3,21 @@
 Kind: pure.
 """
 
+from ipaddress import ip_address
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from sote.cluster.recipe import Part, Recipe
+from sote.serve.names import sampler_named, scheduler_named
 from sote.serve.profiles import Profile
 from sote.serve.schedules import Sampler, Scheduler
 from sote.serve.settings import OutputFormat
 from sote.serve.sizes import MAX_SIDE, SIDE_STEP, check_side
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+AnySampler = Annotated[Sampler, BeforeValidator(sampler_named)]  # by any name that people know it by
+AnyScheduler = Annotated[Scheduler, BeforeValidator(scheduler_named)]
 Side = Annotated[int, AfterValidator(check_side)]
 
 # fal-ai/stable-cascade/sote-diffusion: the limits of its request; a recipe's defaults keep to them too
@@ -78,14 +81,14 @@ class DefaultsPart(Part):
     embed_parameters: bool = True  # into the picture's file
     prior_steps: PriorSteps = 30
     prior_guidance: Guidance = 7.0
-    prior_sampler: Sampler = "dpmpp_2m"
-    prior_scheduler: Scheduler = "sgm_uniform"
+    prior_sampler: AnySampler = "dpmpp_2m"
+    prior_scheduler: AnyScheduler = "sgm_uniform"
     prior_shift: Shift = 2.0  # ComfyUI's for Stage C
     prior_guidance_rescale: Rescale = 0.0  # 0.7 is Stability's own sampler's
     decoder_steps: DecoderSteps = 10
     decoder_guidance: Guidance = 1.0
-    decoder_sampler: Sampler = "euler_a"
-    decoder_scheduler: Scheduler = "karras"
+    decoder_sampler: AnySampler = "euler_a"
+    decoder_scheduler: AnyScheduler = "karras"
     decoder_shift: Shift = 1.0  # ComfyUI's for Stage B
 
 
@@ -173,7 +176,10 @@ class ServeRecipe(Recipe):
     @property
     def is_public(self) -> bool:
         """Whether others than this machine can reach the server."""
-        return self.host not in LOOPBACK
+        try:
+            return not ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host != "localhost"
 
     @model_validator(mode="after")
     def _defaults_are_allowed(self) -> Self:
