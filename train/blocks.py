@@ -11,7 +11,7 @@ Shapes: B batch, H and W cells, C channels, N tokens (of a picture: H * W; of th
 Kind: actor.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
@@ -127,9 +127,12 @@ class Attention(nn.Module):
 
     def forward(self, x_BNC: Tensor, tokens_BNC: Tensor) -> Tensor:
         """What each token of x finds among `tokens`."""
+        return self.found(self.to_q(x_BNC), self.to_k(tokens_BNC), self.to_v(tokens_BNC))
+
+    def found(self, query_BNC: Tensor, key_BNC: Tensor, value_BNC: Tensor) -> Tensor:
+        """The same from queries, keys and values that are there already."""
         query_BHND, key_BHND, value_BHND = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.to_q(x_BNC), self.to_k(tokens_BNC), self.to_v(tokens_BNC))
+            part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in (query_BNC, key_BNC, value_BNC)
         )
         dropout = self.dropout if self.training else 0.0
         found = functional.scaled_dot_product_attention(query_BHND, key_BHND, value_BHND, dropout_p=dropout)
@@ -157,29 +160,61 @@ class AttentionBlock(nn.Module):
             tokens_BNC = torch.cat([normed_BNC, tokens_BNC], dim=1)
         return x_BHWC + cast(Tensor, self.attention(normed_BNC, tokens_BNC)).view_as(x_BHWC)
 
+    def keys_values(self, active_BND: Tensor) -> Tensor:
+        """Keys and values of the conditions after SiLU, side by side, [B,N,2C]."""
+        tokens_BNC = self.kv_mapper(active_BND)
+        return torch.cat([self.attention.to_k(tokens_BNC), self.attention.to_v(tokens_BNC)], dim=-1)
+
+    def with_kept(self, x_BHWC: Tensor, kept_BNC: Tensor) -> Tensor:
+        """What `forward` gives, from the `keys_values` of the conditions."""
+        normed_BNC = norms.layer_norm(x_BHWC).flatten(1, 2)
+        key_BNC, value_BNC = kept_BNC.chunk(2, dim=-1)
+        if self.self_attention:
+            key_BNC = torch.cat([self.attention.to_k(normed_BNC), key_BNC], dim=1)
+            value_BNC = torch.cat([self.attention.to_v(normed_BNC), value_BNC], dim=1)
+        return x_BHWC + self.attention.found(self.attention.to_q(normed_BNC), key_BNC, value_BNC).view_as(x_BHWC)
+
 
 def run_layer(
-    layer: list[nn.Module], x_BHWC: Tensor, times_BD: Tensor, active_BND: Tensor, skip_BHWC: Tensor | None
+    layer: list[nn.Module],
+    x_BHWC: Tensor,
+    times_BD: Tensor,
+    conditions: Tensor | tuple[Tensor, ...],
+    skip_BHWC: Tensor | None,
 ) -> Tensor:
-    """The blocks of a layer, one after the other. The skip is for the first."""
+    """The blocks of a layer, one after the other. The skip is for the first.
+
+    `conditions` are the tokens after SiLU, or for each attention block of the layer its `keys_values` of them.
+    """
+    kept = [] if isinstance(conditions, Tensor) else list(conditions)
     for place, block in enumerate(layer):
         if isinstance(block, ResBlock):
             x_BHWC = block(x_BHWC, skip_BHWC if place == 0 else None)
         elif isinstance(block, TimestepBlock):
             x_BHWC = block(x_BHWC, times_BD)
+        elif isinstance(conditions, Tensor):
+            x_BHWC = block(x_BHWC, conditions)
         else:
-            x_BHWC = block(x_BHWC, active_BND)
+            x_BHWC = cast(AttentionBlock, block).with_kept(x_BHWC, kept.pop(0))
     return x_BHWC
 
 
+# Of a level, for each layer: the `keys_values` of each of its attention blocks
+Kept = Sequence[tuple[Tensor, ...]]
+
+
 class Level(nn.ModuleList):
-    """The blocks of all layers of a level in one list, as diffusers has them. `run` runs a layer, compiled or not."""
+    """The blocks of all layers of a level in one list, as diffusers has them. `run` runs a layer, compiled or not.
+
+    `attentions` says how many attention blocks each layer has.
+    """
 
     def __init__(self, layers: Iterable[list[nn.Module]]) -> None:
         found = list(layers)
         super().__init__(block for layer in found for block in layer)
         size = len(found[0])
         self.layers = tuple(range(size * place, size * (place + 1)) for place in range(len(found)))
+        self.attentions = tuple(sum(isinstance(block, AttentionBlock) for block in layer) for layer in found)
         self.recomputed = [False] * len(found)
         self.run: Callable[..., Tensor] = run_layer
 
@@ -190,12 +225,15 @@ class Level(nn.ModuleList):
             if isinstance(block := self[number], ResBlock):
                 block.keep_little = not is_recomputed
 
-    def forward(self, x_BHWC: Tensor, times_BD: Tensor, active_BND: Tensor, skip_BHWC: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BHWC: Tensor, times_BD: Tensor, conditions: Tensor | Kept, skip_BHWC: Tensor | None = None
+    ) -> Tensor:
         if skip_BHWC is not None and x_BHWC.shape[1:3] != skip_BHWC.shape[1:3]:  # an odd size, halved and doubled
             x_BHWC = resized(x_BHWC, height=skip_BHWC.shape[1], width=skip_BHWC.shape[2])
         for place, numbers in enumerate(self.layers):
             layer = [self[number] for number in numbers]
-            inputs = (layer, x_BHWC, times_BD, active_BND, skip_BHWC if place == 0 else None)
+            told = conditions if isinstance(conditions, Tensor) else conditions[place]
+            inputs = (layer, x_BHWC, times_BD, told, skip_BHWC if place == 0 else None)
             if self.recomputed[place] and torch.is_grad_enabled():
                 x_BHWC = cast(Tensor, checkpoint(self.run, *inputs, use_reentrant=False))
             else:

@@ -13,7 +13,7 @@ Kind: actor.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from sote.cluster.errors import CheckpointError
 from sote.train import blocks, norms
+from sote.train.conditions import Conditions
 from sote.train.shapes import ATTENTION, RES, TIME
 
 DIFFUSERS = {"_class_name": "StableCascadeUNet", "_diffusers_version": "0.42.1"}
@@ -159,15 +160,35 @@ class CascadeUNet(nn.Module):
         `image_B1D` None is zeros. Raises ValueError where Stage C gets no text.
         """
         times_BD = self._times(time_B)
+        x_BHWC = self._embedded(noised_BCHW)
+        guide_BHWC = None
+        if self.config.effnet_in_channels is not None and latents_BCHW is not None:
+            guide_BHWC = self._guide(latents_BCHW, height=x_BHWC.shape[1], width=x_BHWC.shape[2])
         active_BND = self._conditions(pooled_B1D, text_BTD, image_B1D)
-        x_BHWC = self._down_and_up(self._embedded(noised_BCHW, latents_BCHW), times_BD, active_BND)
-        found_BCHW = self.clf(x_BHWC).permute(0, 3, 1, 2)
-        return functional.pixel_shuffle(found_BCHW, self.config.patch_size).contiguous()
+        return self._noise_in(x_BHWC, times_BD, [active_BND] * len(self._levels), guide_BHWC)
+
+    def conditions(
+        self, pooled_B1D: Tensor, *, text_BTD: Tensor | None = None, image_BKD: Tensor | None = None
+    ) -> Conditions:
+        """What `denoise` needs of the conditions, once for all steps. `image_BKD`: K pictures, None is one of zeros."""
+        return Conditions.of(self._levels, self._conditions(pooled_B1D, text_BTD, image_BKD))
+
+    def guide(self, latents_BCHW: Tensor, *, height: int, width: int) -> Tensor:
+        """What the encoder's latents add in Stage B to noised ones of height x width, [B,h,w,C], once for all steps."""
+        patch = self.config.patch_size
+        return self._guide(latents_BCHW, height=height // patch, width=width // patch)
+
+    def denoise(
+        self, noised_BCHW: Tensor, *, time_B: Tensor, conditions: Conditions, guide_BHWC: Tensor | None = None
+    ) -> Tensor:
+        """What `forward` gives, to rounding, from what `conditions` and `guide` gave. For sampling, in eval mode."""
+        by_level = conditions.by_level(self._levels)
+        return self._noise_in(self._embedded(noised_BCHW), self._times(time_B), by_level, guide_BHWC)
 
     def checkpoint_blocks(self, share: float) -> None:
         """Compute that share of the layers twice, evenly spread, instead of keeping what they compute in between."""
         number = 0
-        for level in self._levels():
+        for level in self._levels:
             for place in range(len(level.recomputed)):
                 level.recompute(place, int((number + 1) * share) > int(number * share))
                 number += 1
@@ -180,7 +201,7 @@ class CascadeUNet(nn.Module):
         limits = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
         run = torch.compile(blocks.run_layer, backend=backend)
-        for level in self._levels():
+        for level in self._levels:
             level.run = run
 
     @torch.no_grad()
@@ -195,7 +216,7 @@ class CascadeUNet(nn.Module):
                     nn.init.normal_(layer.weight, std=CONDITION_STD, generator=random)
         nn.init.xavier_uniform_(cast(nn.Conv2d, self.embedding[1]).weight, EMBEDDING_GAIN, generator=random)
         nn.init.zeros_(self._last.weight)
-        for level in self._levels():
+        for level in self._levels:
             for block in level:
                 if isinstance(block, blocks.ResBlock):
                     block.channelwise[4].weight *= (1 / sum(self.config.down_num_layers_per_block)) ** 0.5
@@ -212,9 +233,9 @@ class CascadeUNet(nn.Module):
     def _last(self) -> nn.Conv2d:
         return cast(nn.Conv2d, self.clf[1])
 
-    def _levels(self) -> Iterator[blocks.Level]:
-        for level in (*self.down_blocks, *self.up_blocks):
-            yield cast(blocks.Level, level)
+    @property
+    def _levels(self) -> list[blocks.Level]:
+        return [cast(blocks.Level, level) for level in (*self.down_blocks, *self.up_blocks)]
 
     def _times(self, time_B: Tensor) -> Tensor:
         """Sines and cosines of the time and of the conditions of its kind, in float32."""
@@ -247,34 +268,46 @@ class CascadeUNet(nn.Module):
         """[B,K,clip_seq * D] -> [B,K * clip_seq,D]."""
         return mapped_BKD.reshape(len(mapped_BKD), -1, self.config.conditioning_dim)
 
-    def _embedded(self, noised_BCHW: Tensor, latents_BCHW: Tensor | None) -> Tensor:
-        """What the blocks start from, [B,H,W,C]."""
-        dtype = self._last.weight.dtype
-        patches_BCHW = functional.pixel_unshuffle(noised_BCHW.to(dtype), self.config.patch_size)
-        x_BHWC: Tensor = self.embedding(patches_BCHW.permute(0, 2, 3, 1))
-        height, width = x_BHWC.shape[1:3]
-        if self.config.effnet_in_channels is not None and latents_BCHW is not None:
-            latents_BHWC = blocks.resized(latents_BCHW.permute(0, 2, 3, 1), height=height, width=width)
-            x_BHWC = x_BHWC + self.effnet_mapper(latents_BHWC.to(dtype))
+    def _embedded(self, noised_BCHW: Tensor) -> Tensor:
+        """What the blocks start from, without pictures, [B,H,W,C]."""
+        patches_BCHW = functional.pixel_unshuffle(noised_BCHW.to(self._last.weight.dtype), self.config.patch_size)
+        return cast(Tensor, self.embedding(patches_BCHW.permute(0, 2, 3, 1)))
+
+    def _guide(self, latents_BCHW: Tensor, *, height: int, width: int) -> Tensor:
+        latents_BHWC = blocks.resized(latents_BCHW.permute(0, 2, 3, 1), height=height, width=width)
+        return cast(Tensor, self.effnet_mapper(latents_BHWC.to(self._last.weight.dtype)))
+
+    def _noise_in(
+        self,
+        x_BHWC: Tensor,
+        times_BD: Tensor,
+        conditions: Sequence[Tensor | blocks.Kept],
+        guide_BHWC: Tensor | None,
+    ) -> Tensor:
+        """`conditions` are those of each level, down and then up."""
+        if guide_BHWC is not None:
+            x_BHWC = x_BHWC + guide_BHWC
         if self.config.pixel_mapper_in_channels is not None:
             # The condition of pixels is zeros in every trainer: one vector, wherever it is put
             x_BHWC = x_BHWC + self.pixels_mapper(x_BHWC.new_zeros(1, 1, 1, self.config.pixel_mapper_in_channels))
-        return x_BHWC
+        found_BCHW = self.clf(self._down_and_up(x_BHWC, times_BD, conditions)).permute(0, 3, 1, 2)
+        return functional.pixel_shuffle(found_BCHW, self.config.patch_size).contiguous()
 
-    def _down_and_up(self, x_BHWC: Tensor, times_BD: Tensor, active_BND: Tensor) -> Tensor:
+    def _down_and_up(self, x_BHWC: Tensor, times_BD: Tensor, conditions: Sequence[Tensor | blocks.Kept]) -> Tensor:
+        told = iter(conditions)
         skips_BHWC: list[Tensor | None] = []
         for level, scaler, mappers in zip(
             self.down_blocks, self.down_downscalers, self.down_repeat_mappers, strict=True
         ):
-            x_BHWC = scaler(x_BHWC)
+            x_BHWC, level_conditions = scaler(x_BHWC), next(told)
             for mapper in (*cast(nn.ModuleList, mappers), nn.Identity()):
-                x_BHWC = mapper(level(x_BHWC, times_BD, active_BND))
+                x_BHWC = mapper(level(x_BHWC, times_BD, level_conditions))
             skips_BHWC.append(x_BHWC)
         skips_BHWC[-1] = None  # the deepest level goes on with its own output
         for level, scaler, mappers in zip(self.up_blocks, self.up_upscalers, self.up_repeat_mappers, strict=True):
-            skip_BHWC = skips_BHWC.pop()
+            skip_BHWC, level_conditions = skips_BHWC.pop(), next(told)
             for mapper in (*cast(nn.ModuleList, mappers), nn.Identity()):
-                x_BHWC = mapper(level(x_BHWC, times_BD, active_BND, skip_BHWC))
+                x_BHWC = mapper(level(x_BHWC, times_BD, level_conditions, skip_BHWC))
             x_BHWC = scaler(x_BHWC)
         return x_BHWC
 
