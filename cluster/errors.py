@@ -10,7 +10,8 @@
     │   ├── RequestError      a generation request that cannot be met
     │   └── AccessError       a request without a key that is known, or beyond what its key may ask for
     ├── RunFailed             exit code 1: the run itself failed (too many failed rows, NaN loss)
-    │   └── NoMemory          the device cannot hold what one picture needs
+    │   ├── NoMemory          the device cannot hold what one picture needs
+    │   └── DiskFull          the disk has no room for what the server is to keep
     ├── Busy                  the server has no place for another request now
     └── Stopped               exit code 143: SIGTERM came; what is done is saved and the same command continues
         └── Interrupted       exit code 130: Ctrl-C came; the same
@@ -73,6 +74,10 @@ class RunFailed(SoteError):
 
 class NoMemory(RunFailed):
     """The device has too little memory for one picture of the size that was asked for."""
+
+
+class DiskFull(RunFailed):
+    """The disk has no room for what the server is to keep; what needs no disk still works."""
 
 
 class Busy(SoteError):
