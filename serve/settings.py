@@ -13,6 +13,7 @@ from sote.serve.profiles import Profile
 from sote.serve.schedules import Sampler, Scheduler
 
 MAX_SEED = 2**32 - 1  # torch's CPU generator takes no more bits
+QUALITY = 95  # of JPEG and WebP; Pillow's handbook: JPEG above 95 grows the file for hardly any gain
 OutputFormat = Literal["png", "jpeg", "webp"]
 StageName = Literal["prior", "decoder"]
 CONTENT_TYPES: Final[dict[OutputFormat, str]] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -64,6 +65,7 @@ class Settings:
     strength: float = 1.0
     variations: tuple[Pixels, ...] = ()
     has_parameters: bool = True  # whether they are written into the picture's file
+    quality: int = QUALITY  # 0 to 100, of JPEG and WebP
 
     def image_seed(self, index: int) -> int:
         """The seed with which picture `index` of the request can be asked for alone."""
