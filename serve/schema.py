@@ -26,12 +26,13 @@ from sote.serve.recipe import (
     Shift,
 )
 from sote.serve.schedules import Sampler, Scheduler
-from sote.serve.settings import MAX_SEED, OutputFormat, Settings, Stage
-from sote.serve.sizes import PRESETS, Preset, check_side, nearest_side
+from sote.serve.settings import MAX_SEED, QUALITY, OutputFormat, Settings, Stage
+from sote.serve.sizes import MAX_SIDE, MIN_SIDE, PRESETS, SIDE_STEP, Preset, check_side, latent_side, nearest_side
 from sote.serve.starts import start_of, variation_of
 
 MAX_PROMPT = 20_000  # characters; far beyond the text encoder, it only bounds the work of reading it
 MAX_VARIATIONS = 4
+Quality = Annotated[int, Field(ge=0, le=100)]
 
 AnySampler = Annotated[Sampler, BeforeValidator(sampler_named)]
 AnyScheduler = Annotated[Scheduler, BeforeValidator(scheduler_named)]
@@ -55,37 +56,43 @@ def _from_preset(value: object) -> object:
 
 
 Size = Annotated[ImageSize, BeforeValidator(_from_preset, json_schema_input_type=ImageSize | Preset)]
-EXAMPLE = {"prompt": "newest, extremely aesthetic, best quality, 1girl, solo, cat ears", "seed": 7}
+PROMPT = "newest, extremely aesthetic, best quality, 1girl, solo, cat ears"
+EXAMPLES: list[dict[str, Any]] = [
+    {"prompt": PROMPT, "seed": 7},
+    {
+        "prompt": "1girl, (cat ears:1.2), night sky",
+        "negative_prompt": "worst quality, monochrome",
+        "image_size": {"width": 1024, "height": 1536},
+        "first_stage_steps": 30,
+        "guidance_scale": 7,
+        "second_stage_steps": 10,
+        "sampler": "dpmpp_2m",
+        "num_images": 2,
+        "sync_mode": True,
+    },
+]
+DECODE_EXAMPLE: dict[str, Any] = {
+    "latents": "k05VTVBZAQB2AHsnZGVzY3InOiAnPGY0Jywg...",
+    "prompt": PROMPT,
+    "second_stage_steps": 20,
+}
 
 
-class GenerateRequest(BaseModel):
-    """A request for pictures, with the field names of fal-ai/stable-cascade/sote-diffusion and some more.
+class PictureFields(BaseModel):
+    """What any request for pictures may say about them, and about the stages that come after the latents."""
 
-    Whatever is left out is the server's default, which its recipe sets.
-    """
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra={"examples": [EXAMPLE]})
-
-    prompt: str = Field(max_length=MAX_PROMPT, description="Tags, separated by commas; (tag:1.2) weighs one")
     negative_prompt: str | None = Field(default=None, max_length=MAX_PROMPT)
-    first_stage_steps: PriorSteps | None = Field(default=None, description="Steps of the prior (Stage C)")
     second_stage_steps: DecoderSteps | None = Field(default=None, description="Steps of the decoder (Stage B)")
-    guidance_scale: Guidance | None = Field(default=None, description="Guidance of the prior; up to 1: none")
     second_stage_guidance_scale: Guidance | None = Field(
         default=None, description="Guidance of the decoder; up to 1: none"
     )
     image_size: Size | None = Field(default=None, description="Width and height in pixels, or a preset's name")
-    num_images: Images | None = None
     seed: int | None = Field(
         default=None, ge=0, le=MAX_SEED, description="Of the first picture; left out: a random one"
     )
     sync_mode: bool = Field(
         default=False, description="true: each `url` is a data URI; false: an address on this server, kept for a while"
     )
-    enable_safety_checker: bool = Field(
-        default=True, description="For fal's clients; whether a tagger looks at the pictures is the server's to say"
-    )
-    # not fal's
     use_default_tags: bool | None = Field(
         default=None, description="Put the server's usual tags before both prompts; the answer shows them whole"
     )
@@ -93,14 +100,35 @@ class GenerateRequest(BaseModel):
     profile: Profile | None = Field(
         default=None, description="Grid, shift, mask, text and noise as another program has them"
     )
-    sampler: AnySampler | None = Field(default=None, description="Of the prior")
+    decoder_sampler: AnySampler | None = Field(default=None, description="Of the decoder; `Euler a` and the like too")
+    decoder_scheduler: AnyScheduler | None = Field(default=None, description="Step grid of the decoder")
+    decoder_shift: Shift | None = Field(default=None, description="Of the decoder's noise levels")
+    compression: Compression | None = Field(default=None, description="Pixels per latent cell")
+    output_format: OutputFormat | None = Field(default=None, description="Of the picture's file")
+    output_quality: Quality | None = Field(default=None, description="Of JPEG and WebP; left out: 95")
+    embed_parameters: bool | None = Field(default=None, description="Write the parameters into the file")
+
+
+class GenerateRequest(PictureFields):
+    """A request for pictures, with the field names of fal-ai/stable-cascade/sote-diffusion and some more.
+
+    Whatever is left out is the server's default, which its recipe sets.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra={"examples": EXAMPLES})
+
+    prompt: str = Field(max_length=MAX_PROMPT, description="Tags, separated by commas; (tag:1.2) weighs one")
+    first_stage_steps: PriorSteps | None = Field(default=None, description="Steps of the prior (Stage C)")
+    guidance_scale: Guidance | None = Field(default=None, description="Guidance of the prior; up to 1: none")
+    num_images: Images | None = Field(default=None, description="Their seeds follow each other")
+    enable_safety_checker: bool = Field(
+        default=True, description="For fal's clients; whether a tagger looks at the pictures is the server's to say"
+    )
+    # not fal's
+    sampler: AnySampler | None = Field(default=None, description="Of the prior; `DPM++ 2M` and the like too")
     scheduler: AnyScheduler | None = Field(default=None, description="Step grid of the prior")
     shift: Shift | None = Field(default=None, description="Of the prior's noise levels")
     guidance_rescale: Rescale | None = Field(default=None, description="Of the prior; 0.7 is Stability's own")
-    decoder_sampler: AnySampler | None = None
-    decoder_scheduler: AnyScheduler | None = None
-    decoder_shift: Shift | None = None
-    compression: Compression | None = Field(default=None, description="Pixels per latent cell")
     size_policy: Literal["refuse", "round"] | None = Field(
         default=None, description="What to do with a side that is no multiple of 128"
     )
@@ -111,9 +139,23 @@ class GenerateRequest(BaseModel):
     variation_image_urls: list[str] = Field(
         default=[], max_length=MAX_VARIATIONS, description="Data URIs of pictures whose content is varied"
     )
-    output_format: OutputFormat | None = None
-    embed_parameters: bool | None = Field(default=None, description="Write the parameters into the file")
     return_latents: bool = Field(default=False, description="Answer with the latents, for /v1/decode")
+
+
+class DecodeRequest(PictureFields):
+    """Latents that are there already, to be painted by the decoder. Settings of the prior have no place here.
+
+    The prompts are the text that the decoder is told; take those that the latents were made with.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra={"examples": [DECODE_EXAMPLE]})
+
+    latents: str = Field(
+        description="Base64 of an .npy file: float32 or float16, [16, h, w] or [pictures, 16, h, w], as "
+        "`return_latents` gives them"
+    )
+    prompt: str = Field(default="", max_length=MAX_PROMPT, description="As for the latents")
+    image_size: Size | None = Field(default=None, description="Left out: what belongs to latents of h x w cells")
 
 
 class ImageOut(BaseModel):
@@ -171,9 +213,45 @@ def resolve(request: GenerateRequest, defaults: DefaultsPart, *, limits: LimitsP
         start=None,
         strength=1.0 if request.image_url is None else _first(request.strength, 0.75),
         has_parameters=_first(request.embed_parameters, defaults.embed_parameters),
+        quality=_first(request.output_quality, QUALITY),
     )
     _hold_to(settings, limits)
     return _with_pictures(settings, request)
+
+
+def for_latents(
+    request: DecodeRequest, shape: tuple[int, int, int, int], *, default_compression: float
+) -> GenerateRequest:
+    """The request whose latents have `shape` [B, 16, h, w]. Raises RequestError where no size has such latents."""
+    compression = _first(request.compression, default_compression)
+    cells_high, cells_wide = shape[2:]
+    if request.image_size is None:
+        size = {"width": side_of(cells_wide, compression), "height": side_of(cells_high, compression)}
+    else:
+        size = request.image_size.model_dump()
+        wanted = tuple(latent_side(size[name], compression) for name in ("height", "width"))
+        if wanted != (cells_high, cells_wide):
+            raise RequestError(
+                f"latents: {size['width']}x{size['height']} pixels at compression {compression:g} are "
+                f"[16, {wanted[0]}, {wanted[1]}], these are [16, {cells_high}, {cells_wide}]"
+            )
+    fields = request.model_dump(exclude={"latents"}, exclude_unset=True) | {
+        "prompt": request.prompt,
+        "image_size": size,
+        "num_images": shape[0],
+    }
+    return GenerateRequest.model_validate(fields)
+
+
+def side_of(cells: int, compression: float) -> int:
+    """The side in pixels that has `cells` latent cells. Raises RequestError where there is none."""
+    sides = {latent_side(side, compression): side for side in range(MIN_SIDE, MAX_SIDE + 1, SIDE_STEP)}
+    if cells not in sides:
+        raise RequestError(
+            f"latents: no side of a picture has {cells} cells at compression {compression:g}; possible: "
+            f"{', '.join(map(str, sides))}"
+        )
+    return sides[cells]
 
 
 def _size(request: GenerateRequest, defaults: DefaultsPart) -> tuple[int, int]:
