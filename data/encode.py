@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -185,14 +186,15 @@ class EfficientNetEncoder(nn.Module):
 
 
 class Encoder:
-    """The encoder of one file, ready to use. `path` is the file or a folder that holds effnet_encoder.safetensors.
+    """The encoder of one file, ready to use. `path` is the file or a folder that holds effnet_encoder.safetensors;
+    `prefix` stands before its names in a file of several models.
 
     It computes in float32 (20 million parameters: cheap beside decoding) and rounds to `dtype` at the end.
     """
 
-    def __init__(self, path: Path, *, dtype: str, device: Device | str | None = None) -> None:
+    def __init__(self, path: Path, *, dtype: str, device: Device | str | None = None, prefix: str = "") -> None:
         file = path / FILE if path.is_dir() else path
-        tensors = read_safetensors(file)
+        tensors = read_safetensors(file, prefix=prefix)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         try:
             plan = plan_of(shapes)
@@ -208,9 +210,14 @@ class Encoder:
         self.device = pick_device(device)
         self.dtype = DTYPES[dtype]
         self._fits = Fits()
-        self.sha256 = sha256_of(file)
+        self.path = file
         self._net = net.eval().requires_grad_(False).to(self.device)
         self._mean, self._std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+
+    @cached_property
+    def sha256(self) -> str:
+        """sha256 of its file, which may be of many gigabytes."""
+        return sha256_of(self.path)
 
     def encode(self, pixels_BHWC: Pixels) -> torch.Tensor:
         """uint8 RGB [B,H,W,3], H and W multiples of 32 -> latents [B,16,H/32,W/32] on the CPU, of the dtype asked for.

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
 from sote.cluster import devices
 from sote.cluster.devices import Device
@@ -83,12 +82,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file on the CPU; a truncated or foreign file is refused."""
+def read_safetensors(path: Path, *, prefix: str = "") -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file on the CPU; a truncated or foreign file is refused.
+
+    With `prefix` only those whose names begin with it, which is taken off.
+    """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     try:
-        return load_file(path, device="cpu")
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read as safetensors ({one_line(error)})") from None
 

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 
 from sote.cluster.errors import WeightsError
+from sote.data.encode import Encoder
 from sote.serve.recipe import DType, ModelPart
+from sote.serve.vision import Vision
 from sote.train import modelfile, models, text
+from sote.train.source import Source
 from sote.train.unet import CascadeUNet
 
 # safetensors metadata of a prior: how its text encoder was called at training
@@ -22,13 +25,15 @@ TOKENS_KEY, TOKENS = "text_tokens", (77, 152, 227)
 @dataclass(frozen=True)
 class PriorWeights:
     """Stage C with its text encoder. `mask_padding`: pad tokens are hidden from the text encoder; `windows`: of 75
-    tokens, that a prompt may fill."""
+    tokens, that a prompt may fill. `encoder` is for pictures to start from, `image_encoder` for variations."""
 
     unet: CascadeUNet
     text_encoder: Any
     tokenizer: Any
     mask_padding: bool
     windows: int
+    encoder: Encoder | None = None
+    image_encoder: Vision | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ def load_prior(part: ModelPart, *, device: torch.device) -> PriorWeights:
         tokenizer=models.tokenizer(found.tokenizer),
         mask_padding=masked,
         windows=text.windows_of(tokens),
+        encoder=_encoder(part, device),
+        image_encoder=_image_encoder(part, found.unet, dtype, device),
     )
 
 
@@ -67,6 +74,28 @@ def load_decoder(part: ModelPart, *, device: torch.device) -> DecoderWeights:
         vqgan=_ready(models.vqgan_model(vqgan, dtype=torch.float32, device=device)),
         vqgan_scale=part.vqgan_scale,
     )
+
+
+def _encoder(part: ModelPart, device: torch.device) -> Encoder | None:
+    """The EfficientNet encoder that is named, or lies in or beside the prior."""
+    found = modelfile.encoder_of(part.encoder, prior=part.prior)
+    if found is None:
+        return None
+    return Encoder(found.path, dtype="float32", device=str(device), prefix=found.prefix)
+
+
+def _image_encoder(part: ModelPart, unet: Source, dtype: torch.dtype, device: torch.device) -> Vision | None:
+    """The image encoder that is named, or lies in or beside the prior. Raises WeightsError: one of another width."""
+    found = modelfile.image_encoder_of(part.image_encoder, prior=part.prior)
+    if found is None:
+        return None
+    takes, gives = unet.config["clip_image_in_channels"], found.config["projection_dim"]
+    if takes != gives:
+        raise WeightsError(
+            f"{found.path}: model.image_encoder: the prior takes pictures as {takes} numbers, this image encoder gives "
+            f"{gives}; name the one that belongs to this prior"
+        )
+    return Vision(found, dtype=dtype, device=device)
 
 
 def dtype_for(name: DType, device: torch.device) -> torch.dtype:

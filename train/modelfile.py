@@ -24,6 +24,8 @@ __all__ = ["DecoderSources", "PriorSources", "Source"]
 # Beside a file <base>.safetensors: kohya's and OneTrainer's text encoder; in its folder: OneTrainer's, ours, diffusers'
 TEXT_FILES = ("{base}_text_model", "{base}_text_encoder", "text_encoder", "text_model")
 VQGAN_FILES = ("{base}_vqgan", "stage_a", "vqgan")
+IMAGE_FILES = ("{base}_image_encoder", "image_encoder")
+ENCODER_FILES = ("{base}_effnet_encoder", "effnet_encoder")  # Stability's name
 ADAPTERS_ONLY = "adapters of a LoRA run and no whole model; export it (`sote export`) and name the export"
 
 
@@ -46,6 +48,14 @@ class DecoderSources:
     text_encoder: Source | None
     tokenizer: Path | None
     scheduler: Path | None
+
+
+@dataclass(frozen=True)
+class EncoderFile:
+    """The EfficientNet encoder in a file; `prefix` stands before its names there."""
+
+    path: Path
+    prefix: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,43 @@ def vqgan(reference: str, *, field: str) -> Source:
     return _only(reference, "vqgan", field)
 
 
+def image_encoder_of(reference: str | None, *, prior: str) -> Source | None:
+    """The image encoder (CLIP vision) by reference; without one, that inside or beside `prior`, or None.
+
+    Raises WeightsError: named and not there, or not whole.
+    """
+    if reference is not None:
+        return _only(reference, "image encoder", "model.image_encoder")
+    field = "model.prior"
+    return _beside(_find(weights.locate(prior, field=field), "prior", field), "image encoder", IMAGE_FILES, field)
+
+
+def encoder_of(reference: str | None, *, prior: str) -> EncoderFile | None:
+    """The EfficientNet encoder by reference; without one, that inside or beside `prior`, or None. Raises WeightsError:
+    named and not there."""
+    if reference is not None:
+        return _encoder_at(weights.locate(reference, field="model.encoder"), field="model.encoder")
+    found = _find(weights.locate(prior, field="model.prior"), "prior", "model.prior")
+    if "encoder" in found.tensors.parts:
+        return _encoder_in(found.tensors)
+    for path in _files(found, ENCODER_FILES):
+        return _encoder_at(path, field="model.prior")
+    return None
+
+
+def _encoder_at(path: Path, *, field: str) -> EncoderFile:
+    found = _by_content(path, "encoder", field).tensors if path.is_dir() else source.look([path])
+    if "encoder" not in found.parts:
+        what = folders.WHAT[next(iter(found.parts), None)]
+        raise WeightsError(f"{path}: {field}: this is {what}, here goes {folders.WHAT['encoder']}")
+    return _encoder_in(found)
+
+
+def _encoder_in(found: Tensors) -> EncoderFile:
+    prefix = found.parts["encoder"]
+    return EncoderFile(next(path for name, (path, _) in found.places.items() if name.startswith(prefix)), prefix)
+
+
 def _only(reference: str, what: Model, field: str) -> Source:
     found = _find(weights.locate(reference, field=field), what, field)
     return source.take(found.tensors, what, field=field, config=found.config)
@@ -168,15 +215,19 @@ def _beside(found: _Found, what: Model, files: tuple[str, ...], field: str) -> S
     """Another model of the same file, of a file beside it, or of a folder beside it."""
     if what in found.tensors.parts:
         return source.take(found.tensors, what, field=field)
-    for name in files:
-        path = found.home / f"{name.format(base=found.tensors.path.stem)}.safetensors"
-        if path.is_file():
-            return source.take(source.look([path]), what, field=field, config=_sibling_config(path))
+    for path in _files(found, files):
+        return source.take(source.look([path]), what, field=field, config=_sibling_config(path))
     folder = found.home / MODULES[what]
     if folder.is_dir() and folders.has_weights(folder):
         model = _folder_model(folder)
         return source.take(model.tensors, what, field=field, config=model.config)
     return None
+
+
+def _files(found: _Found, files: tuple[str, ...]) -> list[Path]:
+    """Those of `files` that lie beside a model."""
+    paths = [found.home / f"{name.format(base=found.tensors.path.stem)}.safetensors" for name in files]
+    return [path for path in paths if path.is_file()]
 
 
 def _sibling_config(path: Path) -> dict[str, Any] | None:

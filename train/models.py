@@ -1,4 +1,4 @@
-"""Models out of their sources: Stage C, Stage B, the text encoder, Stage A, and the tokenizer.
+"""Models out of their sources: Stage C, Stage B, the text and the image encoder, Stage A, and the tokenizer.
 
 Weights are read tensor by tensor, so a model needs its own memory and one tensor's.
 
@@ -6,10 +6,17 @@ Kind: actor.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from sote.cluster.errors import CheckpointError
 from sote.data import tokens, vqgan_net
@@ -31,9 +38,7 @@ def unet_model(source: Source, *, dtype: torch.dtype, device: torch.device | str
 
 def text_model(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> CLIPTextModelWithProjection:
     """The text encoder of a source on `device`, in eval mode."""
-    config = CLIPTextConfig(
-        **{key: value for key, value in source.config.items() if key not in ("dtype", "torch_dtype")}
-    )
+    config = CLIPTextConfig(**_typeless(source.config))
     with torch.device("meta"):
         model = CLIPTextModelWithProjection(config)
     _fill(model, source, dtype=dtype, device=device)
@@ -41,6 +46,17 @@ def text_model(source: Source, *, dtype: torch.dtype, device: torch.device | str
     # the one buffer that no file has
     positions = torch.arange(config.max_position_embeddings, device=device).expand((1, -1))
     model.text_model.embeddings.position_ids = positions
+    return model
+
+
+def image_model(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> CLIPVisionModelWithProjection:
+    """The image encoder of a source on `device`, in eval mode."""
+    with torch.device("meta"):
+        model = CLIPVisionModelWithProjection(CLIPVisionConfig(**_typeless(source.config)))
+    _fill(model, source, dtype=dtype, device=device)
+    embeddings = model.vision_model.embeddings
+    # the one buffer that no file has
+    embeddings.position_ids = torch.arange(embeddings.num_positions, device=device).expand((1, -1))
     return model
 
 
@@ -60,6 +76,10 @@ def tokenizer(path: Path | None) -> CLIPTokenizer:
     numbers, merges = tokens.vocabulary()
     # the annotation of `merges` asks for strings; the Rust tokenizer below takes pairs
     return CLIPTokenizer(vocab=numbers, merges=merges, model_max_length=TOKENS)  # type: ignore[arg-type]
+
+
+def _typeless(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
 
 
 def _fill(model: nn.Module, source: Source, *, dtype: torch.dtype, device: torch.device | str) -> None:

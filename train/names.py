@@ -202,6 +202,13 @@ def text_to_transformers(names: Iterable[str]) -> list[Entry]:
     return [Entry(name, (name,)) for name in found]
 
 
+def image_to_transformers(names: Iterable[str], *, prefix: str) -> list[Entry]:
+    """transformers or ComfyUI names of the image encoder -> transformers names; of a whole CLIP only that is taken."""
+    wanted = (f"{prefix}vision_model.", f"{prefix}visual_projection.")
+    found = [name for name in names if name.startswith(wanted) and not name.endswith("position_ids")]
+    return [Entry(name.removeprefix(prefix), (name,)) for name in found]
+
+
 def prefixed(names: Iterable[str], prefix: str) -> list[Entry]:
     """The same names with `prefix` before each: the encoder and the previewer in a ComfyUI checkpoint."""
     return [Entry(prefix + name, (name,)) for name in names]

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sote.cluster.errors import WeightsError
-from sote.train import folders, names, shapes, tensorfile
+from sote.train import folders, names, shapes, tensorfile, vision_shapes
 from sote.train.folders import Stored
 from sote.train.names import Entry, Model
 
@@ -26,24 +26,29 @@ MODULES: dict[Model, str] = {
     "decoder": "decoder",
     "vqgan": "vqgan",
     "text encoder": "text_encoder",
+    "image encoder": "image_encoder",
 }
 DERIVE = {
     "prior": shapes.unet_config,
     "decoder": shapes.unet_config,
     "vqgan": shapes.vqgan_config,
     "text encoder": shapes.text_config,
+    "image encoder": vision_shapes.image_config,
 }
 EXPECT = {
     "prior": shapes.unet_shapes,
     "decoder": shapes.unet_shapes,
     "vqgan": shapes.vqgan_shapes,
     "text encoder": shapes.text_shapes,
+    "image encoder": vision_shapes.image_shapes,
 }
 MISSING: dict[Model, str] = {
     "prior": "Stage C is missing",
     "decoder": "Stage B is missing",
     "vqgan": "Stage A is missing",
     "text encoder": "the text encoder is missing",
+    "image encoder": "the image encoder is missing",
+    "encoder": "the EfficientNet encoder is missing",
 }
 
 
@@ -121,7 +126,7 @@ def take(found: Tensors, what: Model, *, field: str, config: dict[str, Any] | No
     entries = _entries(found, what, parts[what])
     sizes = {name: _shape(entry, found) for name, entry in entries.items()}
     try:
-        said = _of_text(config) or _declared(found.metadata, what, is_alone=len(parts) == 1)
+        said = _of_tower(config, what) or _declared(found.metadata, what, is_alone=len(parts) == 1)
         used = said or DERIVE[what](sizes)
         problem = _problem(what, used, sizes)
     except WeightsError as error:
@@ -143,6 +148,8 @@ def _entries(found: Tensors, what: Model, prefix: str) -> dict[str, Entry]:
         made = names.vqgan_to_diffusers(found.places)
     elif what == "text encoder":
         made = names.text_to_transformers(found.places)
+    elif what == "image encoder":
+        made = names.image_to_transformers(found.places, prefix=prefix)
     else:
         made = names.unet_to_diffusers(found.places, prefix=prefix)
     entries: dict[str, Entry] = {}
@@ -161,11 +168,12 @@ def _shape(entry: Entry, found: Tensors) -> tuple[int, ...]:
     return shape[::-1] if entry.transposed else shape
 
 
-def _of_text(config: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The text's part of the config of a whole CLIP; any other as it is."""
-    if config is None or not isinstance(config.get("text_config"), dict):
+def _of_tower(config: dict[str, Any] | None, what: Model) -> dict[str, Any] | None:
+    """The part of the config of a whole CLIP that is of its text or image encoder; any other config as it is."""
+    part = "vision_config" if what == "image encoder" else "text_config"
+    if config is None or not isinstance(config.get(part), dict):
         return config
-    return dict(config["text_config"]) | {"projection_dim": config.get("projection_dim")}
+    return dict(config[part]) | {"projection_dim": config.get("projection_dim")}
 
 
 def _declared(metadata: Mapping[str, str], what: Model, *, is_alone: bool) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import torch
 from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
 from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from sote.cluster import storage
 from sote.train import pipelines, published
@@ -56,6 +56,17 @@ TEXT_CONFIG: dict[str, Any] = {
     "eos_token_id": 49407,
     "pad_token_id": 1,
 }
+# openai/clip-vit-large-patch14's vision tower, as in stabilityai/stable-cascade-prior image_encoder; 50 positions
+IMAGE_CONFIG: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "projection_dim": IMAGE_WIDTH,
+}
 
 
 def make(folder: Path, *, seed: int = 0) -> None:
@@ -69,16 +80,19 @@ def make(folder: Path, *, seed: int = 0) -> None:
         for module in vqgan.modules():
             if hasattr(module, "gammas"):  # fresh gammas are zero: every block would do nothing
                 torch.nn.init.normal_(module.gammas, std=0.1)
+        image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**IMAGE_CONFIG))
     text_encoder.config.architectures = ["CLIPTextModelWithProjection"]
+    image_encoder.config.architectures = ["CLIPVisionModelWithProjection"]
     prior.save_pretrained(folder / "prior" / "prior")
     decoder.save_pretrained(folder / "decoder" / "decoder")
     vqgan.save_pretrained(folder / "decoder" / "vqgan")
     for name in ("prior", "decoder"):
-        _write_text_encoder(text_encoder, folder / name / "text_encoder")
+        _write_clip(text_encoder, folder / name / "text_encoder")
         pipelines.furnish(folder / name, name)
+    _write_clip(image_encoder, folder / "prior" / "image_encoder")
 
 
-def _write_text_encoder(model: CLIPTextModelWithProjection, folder: Path) -> None:
+def _write_clip(model: CLIPTextModelWithProjection | CLIPVisionModelWithProjection, folder: Path) -> None:
     """As `save_pretrained` writes it, but without its progress bar."""
     model.config.save_pretrained(folder)
     with storage.atomic(folder / "model.safetensors") as temporary:
