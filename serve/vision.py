@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from sote.cluster.errors import WeightsError
-from sote.data.score_files import CLIP_MEAN, CLIP_STD
 from sote.serve.settings import Pixels
 from sote.serve.starts import CLIP_SIDE
 from sote.train import models
 from sote.train.source import Source
+
+# openai/CLIP clip.py _transform; sote.data.score_files has them too, but brings open_clip along
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Vision:
@@ -32,7 +34,7 @@ class Vision:
             )
         self.device, self.dtype = device, dtype
         self._model = models.image_model(source, dtype=dtype, device=device).requires_grad_(False)
-        self._mean, self._std = (torch.tensor(values, device=device)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+        self._mean, self._std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
 
     @torch.inference_mode()
     def embed(self, pixels: Sequence[Pixels]) -> Tensor:
