@@ -11,10 +11,11 @@ import re
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic takes the standard one from Python 3.12 on
 
 from sote.cluster import weights
 from sote.cluster.errors import UserError
@@ -94,9 +95,24 @@ class Choice(TypedDict):
     label: str
 
 
-class Document(TypedDict):
+class Form(TypedDict):
     """`defaults` and `ranges` are by the names of a request's fields; a range is {min, max}. `sizes` are presets that
-    this server's limits allow: {name, width, height}. `licences` names each licence once, that of the base last."""
+    this server's limits allow: {name, width, height}."""
+
+    defaults: dict[str, Any]
+    default_tags: dict[str, str]
+    ranges: dict[str, dict[str, float]]
+    limits: dict[str, int]
+    side: dict[str, int]
+    sizes: list[dict[str, Any]]
+    samplers: list[Choice]
+    schedulers: list[Choice]
+    profiles: list[dict[str, Any]]
+    output_formats: list[Choice]
+
+
+class Document(Form):
+    """What the server is, and what its form needs. `licences` names each licence once, that of the base last."""
 
     software: str
     version: str
@@ -113,16 +129,6 @@ class Document(TypedDict):
     takes_pictures: bool
     takes_variations: bool
     max_variations: int
-    defaults: dict[str, Any]
-    default_tags: dict[str, str]
-    ranges: dict[str, dict[str, float]]
-    limits: dict[str, int]
-    side: dict[str, int]
-    sizes: list[dict[str, Any]]
-    samplers: list[Choice]
-    schedulers: list[Choice]
-    profiles: list[dict[str, Any]]
-    output_formats: list[Choice]
 
 
 @dataclass(frozen=True)
@@ -236,28 +242,27 @@ def check(recipe: ServeRecipe) -> None:
             )
 
 
-def _form(recipe: ServeRecipe) -> dict[str, Any]:
+def _form(recipe: ServeRecipe) -> Form:
     """What a form needs: defaults, ranges, and the names that can be chosen."""
     defaults, limits = recipe.defaults, recipe.limits
     fitting = {name: size for name, size in PRESETS.items() if size[0] * size[1] <= limits.max_pixels}
-    ranges = {name: _range(kind) for name, kind in RANGES.items()}
-    return {
-        "defaults": _defaults(defaults),
-        "default_tags": {"positive": defaults.positive_tags, "negative": defaults.negative_tags},
-        "ranges": ranges
-        | {
-            "num_images": {"min": 1, "max": limits.max_images},
-            "seed": {"min": 0, "max": MAX_SEED},
-            "strength": {"min": 0, "max": 1},
-        },
-        "limits": limits.model_dump(),
-        "side": {"min": MIN_SIDE, "max": MAX_SIDE, "step": SIDE_STEP},
-        "sizes": [{"name": name, "width": width, "height": height} for name, (width, height) in fitting.items()],
-        "samplers": [Choice(name=name, label=label) for name, label in SAMPLERS.items()],
-        "schedulers": [Choice(name=name, label=label) for name, label in SCHEDULERS.items()],
-        "profiles": [{"name": name} | asdict(fixed) for name, fixed in PROFILES.items()],
-        "output_formats": [Choice(name=name, label=name.upper()) for name in CONTENT_TYPES],
+    ranges: dict[str, dict[str, float]] = {name: _range(kind) for name, kind in RANGES.items()} | {
+        "num_images": {"min": 1, "max": limits.max_images},
+        "seed": {"min": 0, "max": MAX_SEED},
+        "strength": {"min": 0, "max": 1},
     }
+    return Form(
+        defaults=_defaults(defaults),
+        default_tags={"positive": defaults.positive_tags, "negative": defaults.negative_tags},
+        ranges=ranges,
+        limits=limits.model_dump(),
+        side={"min": MIN_SIDE, "max": MAX_SIDE, "step": SIDE_STEP},
+        sizes=[{"name": name, "width": width, "height": height} for name, (width, height) in fitting.items()],
+        samplers=[Choice(name=name, label=label) for name, label in SAMPLERS.items()],
+        schedulers=[Choice(name=name, label=label) for name, label in SCHEDULERS.items()],
+        profiles=[{"name": name} | asdict(fixed) for name, fixed in PROFILES.items()],
+        output_formats=[Choice(name=name, label=name.upper()) for name in CONTENT_TYPES],
+    )
 
 
 def _defaults(defaults: DefaultsPart) -> dict[str, Any]:
@@ -269,7 +274,5 @@ def _defaults(defaults: DefaultsPart) -> dict[str, Any]:
 def _range(kind: Any) -> dict[str, float]:
     """{min, max} of a number's type."""
     schema = TypeAdapter(kind).json_schema()
-    return {
-        "min": schema.get("minimum", schema.get("exclusiveMinimum")),
-        "max": schema.get("maximum", schema.get("exclusiveMaximum")),
-    }
+    ends = {"min": ("minimum", "exclusiveMinimum"), "max": ("maximum", "exclusiveMaximum")}
+    return {end: next(schema[name] for name in names if name in schema) for end, names in ends.items()}
