@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ray
@@ -42,11 +42,11 @@ QUIET = {
 
 
 @contextlib.contextmanager
-def connect(address: str | None = None) -> Iterator[None]:
+def connect(address: str | None = None, *, environment: Mapping[str, str] | None = None) -> Iterator[None]:
     """Be connected to Ray inside the block. If this process already is, that connection is used and left as it is.
 
-    `address` is a running cluster; None starts a local one with all cores, which ends with the block.
-    Raises UserError if there is no cluster at `address`.
+    `address` is a running cluster; None starts a local one with all cores, which ends with the block. `environment` is
+    what processes that Ray starts for this one find in theirs. Raises UserError if there is no cluster at `address`.
     """
     if ray.is_initialized():
         yield
@@ -54,7 +54,7 @@ def connect(address: str | None = None) -> Iterator[None]:
     os.environ.update(QUIET if address else QUIET | LOCAL)
     with _native_stderr_aside():
         try:
-            _init(address)
+            _init(address, dict(environment or {}))
             _hush()
             _settle_data()
             yield
@@ -62,12 +62,14 @@ def connect(address: str | None = None) -> Iterator[None]:
             ray.shutdown()
 
 
-def _init(address: str | None) -> None:
+def _init(address: str | None, environment: dict[str, str]) -> None:
     if address is None:
+        os.environ.update(environment)
         _start_local()
         return
+    shipped = {"env_vars": environment} if environment else None
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=shipped)
     except ConnectionError as error:
         raise UserError(f"--address {address}: no Ray cluster answers there ({error})") from None
 

@@ -1,120 +1,40 @@
-"""The server: prior and decoder as Ray Serve deployments behind a FastAPI ingress, started and stopped.
-
-The ingress awaits the prior, then asks the decoder: what passes between them is below 100 KB a picture, and so each
-deployment's queue and autoscaling count only its own work. Latents and pictures are made in a thread of the replica:
-its event loop stays free for health checks, and a request that is given up stops at the next step.
+"""The server's life: started on Ray, brought to another recipe while it runs, and ended without a request lost.
 
 Kind: wiring.
 """
 
-import asyncio
 import contextlib
-import io
 import logging
+import os
+import queue
 import signal
 import socket
-import threading
+import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Final, TextIO
 
 import httpx
+import ray
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
-from sote.cluster import errors, logs, session
+from sote.cluster import errors, logs, session, storage
+from sote.cluster import recipe as recipes
 from sote.cluster.errors import RunFailed, SoteError, UserError
 from sote.cluster.storage import RunFolder
-from sote.serve import plan
-from sote.serve.pictures import Painted
-from sote.serve.recipe import ModelPart, ReplicasPart, ServeRecipe
-from sote.serve.routes import Ingress
-from sote.serve.schema import Latents, Settings
+from sote.serve import plan, retrying
+from sote.serve.deployments import build
+from sote.serve.recipe import ServeRecipe
 
-T = TypeVar("T")
-APPLICATION = "sote"
-# Serve keeps a request that a replica is working on, and one more at hand so that the replica never waits
-ONGOING_REQUESTS = 2
-# A request ahead of the ingress' own work only waits: it must not be what limits the line
-INGRESS_ONGOING_REQUESTS = 256
-STARTS = 2  # of a replica that fails to load, before the server gives up
-DRAIN_SECONDS = 2.0  # what a stopped replica may take for the request it is working on
-READY_SECONDS = 60.0  # from deployed replicas to an answer over HTTP
+APPLICATION: Final = "sote"
+READY_SECONDS: Final = 60.0  # from deployed replicas to an answer over HTTP
+MARGIN_SECONDS: Final = 10.0  # for the ingress to say that it is drained
+FIXED: Final = ("run", "host", "port")  # of a recipe: what a running server cannot change
 
-
-class GivenUp(Exception):
-    """Nobody waits for the work any more."""
-
-
-class Line:
-    """One thread for the work of a replica, off its event loop: one request computes, the others wait in line."""
-
-    def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(max_workers=1)
-
-    async def work(self, task: Callable[[Callable[[int], None]], T]) -> T:
-        """Await `task(each_step)`. If this await is cancelled, `each_step` raises GivenUp at the next step."""
-        given_up = threading.Event()
-
-        def each_step(step: int) -> None:
-            if given_up.is_set():
-                raise GivenUp(f"before step {step}")
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.pool, task, each_step)
-        except asyncio.CancelledError:
-            given_up.set()
-            raise
-
-
-class Prior:
-    """Replica of the prior. The model's module is imported here, so that the ingress never loads torch."""
-
-    def __init__(self, part: ModelPart, *, on_gpu: bool) -> None:
-        import torch
-
-        from sote.serve.prior import PriorModel
-
-        self.model = PriorModel(part, device=torch.device("cuda" if on_gpu else "cpu"))
-        self.line = Line()
-
-    async def latents(self, settings: Settings) -> Latents:
-        return await self.line.work(lambda each_step: self.model.latents(settings, each_step=each_step))
-
-
-class Decoder:
-    """Replica of the decoder and vqgan."""
-
-    def __init__(self, part: ModelPart, *, on_gpu: bool) -> None:
-        import torch
-
-        from sote.serve.decoder import DecoderModel
-
-        self.model = DecoderModel(part, device=torch.device("cuda" if on_gpu else "cpu"))
-        self.line = Line()
-
-    async def paint(self, latents: Latents, settings: Settings) -> tuple[list[Painted], float]:
-        return await self.line.work(lambda each_step: self.model.paint(latents, settings, each_step=each_step))
-
-
-def build(recipe: ServeRecipe) -> Any:
-    """The Serve application of `recipe`. Serve's own config files can name it as `sote.serve.app:build`."""
-    prior, decoder = recipe.prior_replicas, recipe.decoder_replicas
-    return (
-        serve.deployment(name="Ingress")(Ingress)
-        .options(
-            max_ongoing_requests=INGRESS_ONGOING_REQUESTS,
-            max_queued_requests=INGRESS_ONGOING_REQUESTS,
-            ray_actor_options={"num_cpus": recipe.ingress_cpus},
-            graceful_shutdown_timeout_s=DRAIN_SECONDS,
-        )
-        .bind(
-            _model(Prior, prior).bind(recipe.model, on_gpu=prior.gpus > 0),
-            _model(Decoder, decoder).bind(recipe.model, on_gpu=decoder.gpus > 0),
-            defaults=recipe.defaults,
-            limits=recipe.limits,
-        )
-    )
+log = logging.getLogger(__name__)
 
 
 def start(recipe: ServeRecipe) -> str:
@@ -129,6 +49,12 @@ def start(recipe: ServeRecipe) -> str:
         raise UserError("this Ray cluster already runs a Serve application; stop it (`serve shutdown`) or use another")
     url = f"http://{recipe.host}:{recipe.port}"
     try:
+        with _quiet():
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": recipe.host, "port": recipe.port},
+                logging_config={"enable_access_log": False, "log_level": "WARNING"},
+            )
         _deploy(recipe)
         _await_ready(url)
     except BaseException:
@@ -137,30 +63,103 @@ def start(recipe: ServeRecipe) -> str:
     return url
 
 
+def update(now: ServeRecipe, wanted: ServeRecipe) -> None:
+    """Bring the running server from one recipe to another without a failed request, and wait until it is there.
+
+    Raises UserError for a recipe that cannot be served here, RunFailed if its models cannot be brought up; the server
+    goes on with the recipe before.
+    """
+    for field in FIXED:
+        if getattr(now, field) != getattr(wanted, field):
+            raise UserError(
+                f"{field}: {getattr(wanted, field)} instead of {getattr(now, field)}: stays while the server runs; "
+                "start it anew for that"
+            )
+    plan.check(wanted)
+    try:
+        _deploy(wanted, room=_room(wanted))
+    except RunFailed:
+        _deploy(now, room=_room(now))
+        raise
+
+
 def stop() -> None:
     """Stop the server. Does nothing if there is none."""
-    # Ray prints on standard output that the call that ends Serve's controller did not come back from it
-    with _quiet(), contextlib.redirect_stdout(io.StringIO()):
+    with _quiet(), _silent():
         serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def run(
-    recipe: ServeRecipe, *, folder: RunFolder, address: str | None, ready: Callable[[str], None] | None = None
+    recipe: ServeRecipe,
+    *,
+    folder: RunFolder,
+    address: str | None,
+    ready: Callable[[str], None] | None = None,
+    reread: Callable[[], ServeRecipe] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then shut down in order. `ready(url)` is called when the server answers."""
-    plan.check(recipe)
+    """Serve until SIGINT or SIGTERM, then finish what is worked on and end; a second signal ends it at once.
+
+    `ready(url)` is called when the server answers. SIGHUP brings the server to the recipe that `reread()` returns;
+    where it cannot be had or served, one line says why and the recipe before goes on.
+    """
+    plan.check(recipe, address=address)
     check_port(recipe.host, recipe.port)
     begin = time.monotonic()
-    with contextlib.suppress(KeyboardInterrupt), session.connect(address), _interruptible():
+    with (
+        _silent() as terminal,
+        _hangups() as hangups,
+        session.connect(address, environment=retrying.ENVIRONMENT),
+        _interruptible(),
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         url = start(recipe)
         try:
             logs.Metrics(folder.metrics).write(kind="serve", url=url, start_seconds=time.monotonic() - begin)
             if ready is not None:
-                ready(url)
-            threading.Event().wait()
+                with contextlib.redirect_stdout(terminal):
+                    ready(url)
+            while hangups.get():
+                recipe = _updated(recipe, folder=folder, reread=reread)
+        except KeyboardInterrupt:
+            _drain(recipe.drain_seconds)
         finally:
             with _deaf():
                 stop()
+
+
+def _updated(now: ServeRecipe, *, folder: RunFolder, reread: Callable[[], ServeRecipe] | None) -> ServeRecipe:
+    """The recipe that the server has after an update; `now` where there was nothing to go over to."""
+    begin = time.monotonic()
+    try:
+        wanted = reread() if reread is not None else now
+        update(now, wanted)
+    except SoteError as error:
+        words = "; ".join(str(error).splitlines())
+        print(f"sote: {words}; the server goes on with the recipe before", file=sys.stderr, flush=True)
+        return now
+    storage.write_text(folder.recipe("serve"), recipes.dumps(wanted))
+    logs.Metrics(folder.metrics).write(kind="serve update", update_seconds=time.monotonic() - begin)
+    return wanted
+
+
+def _drain(seconds: float) -> None:
+    """Take no new request and finish those that are worked on; a signal meanwhile cuts them off."""
+    try:
+        _close(seconds)
+    except KeyboardInterrupt:
+        with _deaf():
+            _close(0.0)
+
+
+def _close(seconds: float) -> None:
+    """Let the ingress close its door and wait up to `seconds` for those inside."""
+    try:
+        cut = serve.get_app_handle(APPLICATION).drain.remote(seconds).result(timeout_s=seconds + MARGIN_SECONDS)
+    except (RayError, RayServeException, TimeoutError) as error:
+        log.warning("the ingress did not say whether its requests are done: %s", error)
+        return
+    if cut:
+        log.warning("requests were cut off requests=%d", cut)
 
 
 def check_port(host: str, port: int) -> None:
@@ -176,36 +175,31 @@ def check_port(host: str, port: int) -> None:
         ) from None
 
 
-def _model(kind: type, part: ReplicasPart) -> Any:
-    """The deployment of a model, scaled between the recipe's bounds."""
-    return serve.deployment(name=kind.__name__)(kind).options(
-        max_ongoing_requests=ONGOING_REQUESTS,
-        max_queued_requests=part.max_queued_requests,
-        max_constructor_retry_count=STARTS,
-        ray_actor_options={"num_cpus": part.cpus, "num_gpus": part.gpus},
-        autoscaling_config={
-            "min_replicas": part.min_replicas,
-            "initial_replicas": part.min_replicas,
-            "max_replicas": part.max_replicas,
-            "target_ongoing_requests": 1,
-        },
-        graceful_shutdown_wait_loop_s=DRAIN_SECONDS / 4,
-        graceful_shutdown_timeout_s=DRAIN_SECONDS,
-    )
-
-
-def _deploy(recipe: ServeRecipe) -> None:
-    """Start Serve and the application, and wait until its replicas are up. Raises RunFailed if one cannot be."""
+def _deploy(recipe: ServeRecipe, *, room: frozenset[str] = frozenset()) -> None:
+    """Bring the application to `recipe` and wait until its replicas are up. Raises RunFailed if one cannot be."""
+    application = build(recipe, room=room)
     with _quiet():
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": recipe.host, "port": recipe.port},
-            logging_config={"enable_access_log": False, "log_level": "WARNING"},
-        )
         try:
-            serve.run(build(recipe), name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
+            serve.run(application, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
         except RuntimeError as error:
             raise _failure(_reason() or str(error)) from None
+
+
+def _room(recipe: ServeRecipe) -> frozenset[str]:
+    """The deployments of which one more replica has a place now."""
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    prior, decoder = recipe.prior_replicas, recipe.decoder_replicas
+    needs = {
+        "Ingress": (recipe.ingress_cpus, 0.0),
+        "Prior": (prior.cpus, prior.gpus),
+        "Decoder": (decoder.cpus, decoder.gpus),
+    }
+    # Shares of several GPUs do not add up to one: what needs a GPU has a place for certain on a whole free one only
+    return frozenset(
+        name
+        for name, (cpus, gpus) in needs.items()
+        if free.get("CPU", 0) >= cpus and (not gpus or free.get("GPU", 0) >= max(gpus, 1))
+    )
 
 
 def _failure(reason: str) -> SoteError:
@@ -236,6 +230,25 @@ def _await_ready(url: str) -> None:
         if time.monotonic() > deadline:
             raise RunFailed(f"the server does not answer at {url} though its replicas are up")
         time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[TextIO]:
+    """Keep off standard output what Ray prints there about processes that end; gives the standard output itself."""
+    terminal = sys.stdout
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield terminal
+
+
+@contextlib.contextmanager
+def _hangups() -> Iterator["queue.SimpleQueue[int]"]:
+    """What SIGHUP puts a number into, instead of ending the process."""
+    received: queue.SimpleQueue[int] = queue.SimpleQueue()
+    before = signal.signal(signal.SIGHUP, lambda number, _: received.put(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @contextlib.contextmanager
