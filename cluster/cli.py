@@ -178,6 +178,35 @@ def serve(recipe: RecipePath) -> None:
         serving.run(loaded, folder=folder, address=Door.address, ready=print)
 
 
+@app.command(epilog="Example: sote key keys.toml ada --requests-per-minute 30")
+def key(  # noqa: PLR0913: the options of a command
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="the file of keys that access.keys of a recipe names")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="whose key it is; stands in the access log")],
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="in the long run")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="requests that are worked on or wait")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="of one picture")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="of both stages together")] = None,
+    max_images: Annotated[int | None, typer.Option(min=1, help="in one request")] = None,
+    revoke: Annotated[bool, typer.Option("--revoke", help="remove the key instead")] = False,
+) -> None:
+    """Make a key for the endpoint and print it, once: the file holds only its hash. A running server sees it."""
+    from sote.serve import keys
+
+    limits = keys.Limits(
+        requests_per_minute=requests_per_minute,
+        concurrency=concurrency,
+        max_pixels=max_pixels,
+        max_steps=max_steps,
+        max_images=max_images,
+    )
+    if not revoke:
+        print(keys.add(file, name, limits))
+        return
+    if limits != keys.Limits():
+        raise UserError("--revoke: removes the key with its limits; leave the other options out")
+    keys.revoke(file, name)
+
+
 @app.command(epilog="Example: sote status runs/demo")
 def status(run: RunPath) -> None:
     """Rows for each stage and reason; step, images seen, rate, time left."""

@@ -194,11 +194,14 @@ class About:
             source_offer=f"The source of this model, its weights, can be had from {source}" if source else None,
             needs_key=recipe.access.keys is not None,
             looks_at_pictures=recipe.safety.tagger is not None,
-            takes_pictures=recipe.model.encoder is not None,
-            takes_variations=recipe.model.image_encoder is not None,
+            takes_pictures=self._has("encoder"),
+            takes_variations=self._has("image_encoder"),
             max_variations=MAX_VARIATIONS,
             **_form(recipe),
         )
+
+    def _has(self, role: str) -> bool:
+        return any(model.role == role for model in self.models) or weightfiles.lies_beside(self.models[0], role)
 
     def _licence(self, model: Named) -> str | None:
         return self.recipe.about.licence or model.licence

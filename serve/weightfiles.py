@@ -35,6 +35,12 @@ ROLES: Final[tuple[tuple[str, Model, str], ...]] = (
     ("image_encoder", "image encoder", "image_encoder"),
 )
 
+# Where train/modelfile.py looks for what a recipe need not name: model, folder, files
+BESIDE: Final[dict[str, tuple[Model, str | None, tuple[str, ...]]]] = {
+    "encoder": ("encoder", None, ("{base}_effnet_encoder", "effnet_encoder")),
+    "image_encoder": ("image encoder", "image_encoder", ("{base}_image_encoder", "image_encoder")),
+}
+
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +65,20 @@ def named(part: ModelPart) -> tuple[Named, ...]:
         for reference, role, model, module in references
         if reference is not None
     )
+
+
+def lies_beside(prior: Named, role: str) -> bool:
+    """Whether the `encoder` or `image_encoder` lies inside or beside a prior, where loading looks for it."""
+    model, module, files = BESIDE[role]
+    for file in prior.files:
+        if model in names.parts(folders.header(file).tensors):
+            return True
+        home = file.parent.parent if folders.has_weights(file.parent) else file.parent
+        if any((home / f"{name.format(base=file.stem)}.safetensors").is_file() for name in files):
+            return True
+        if module is not None and folders.has_weights(home / module):
+            return True
+    return False
 
 
 class Hashes:
