@@ -27,7 +27,7 @@ TAGS: Final = [
     {"name": "webui", "description": "For AUTOMATIC1111's clients: `/sdapi/v1`"},
     {"name": "about", "description": "What this server is and how it does"},
 ]
-DESCRIPTION: Final = """One POST to `/v1/generate` makes pictures. Whatever a request leaves out is the server's default.
+DESCRIPTION: Final = """One POST to `/v1/generate` makes pictures. Whatever it leaves out is the server's default.
 
 With `Accept: image/png` (or `image/jpeg`, `image/webp`, `image/*`) the answer is the picture itself, its parameters
 inside. Otherwise it is JSON in fal's form: each `url` is an address on this server, which keeps the picture for a
@@ -64,7 +64,7 @@ def build(context: Context) -> FastAPI:
 
 
 async def _answer(request: Request, error: Exception) -> Response:
-    return answers.answer(error, request.url.path)
+    return answers.answer(error, request.scope["path"])
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
