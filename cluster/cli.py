@@ -179,7 +179,7 @@ def serve(recipe: RecipePath) -> None:
 
 
 @app.command(epilog="Example: sote key keys.toml ada --requests-per-minute 30")
-def key(  # noqa: PLR0913: the options of a command
+def key(  # noqa: PLR0913  its options
     file: Annotated[Path, typer.Argument(metavar="FILE", help="the file of keys that access.keys of a recipe names")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="whose key it is; stands in the access log")],
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="in the long run")] = None,
