@@ -89,6 +89,10 @@ class Stepper:
         if not request.is_over:
             self._leave(request)
 
+    def hear(self, error: Exception) -> None:
+        """Of an error of other work of the same device."""
+        self.is_broken = self.is_broken or isinstance(error, torch.AcceleratorError)
+
     @torch.inference_mode()
     def step(self) -> list[Request]:
         """Make one step of one bucket; gives the requests that are over with it, failed ones with their `error`.
@@ -207,7 +211,7 @@ class Stepper:
 
     def _fail(self, rows: Iterable[Row], error: Exception) -> None:
         """Tell `error` to the requests of `rows`."""
-        self.is_broken = self.is_broken or isinstance(error, torch.AcceleratorError)
+        self.hear(error)
         for request in {row.request: None for row in rows}:
             if not request.is_over:
                 request.error = error
