@@ -15,12 +15,12 @@ from sote.cluster.errors import Busy, RunFailed
 from sote.serve.access import Visitor
 from sote.serve.answers import failure_of
 from sote.serve.desk import Desk, reason_of
+from sote.serve.generated import response_of
 from sote.serve.jobfiles import Failure, Hook, JobFiles, Record, State
 from sote.serve.jobline import Line, Live
-from sote.serve.latentfile import packed
 from sote.serve.recipe import JobsPart
 from sote.serve.results import Results
-from sote.serve.schema import GenerateRequest, GenerateResponse, ImageOut
+from sote.serve.schema import GenerateRequest
 from sote.serve.service import Painting
 from sote.serve.settings import Progress, Settings
 from sote.serve.webhooks import Rule, Teller, body_of
@@ -122,7 +122,7 @@ class Keeper:
             finally:
                 live.painting.cancel()
             await self._settle(live, live.painting)
-        live.painting, live.progress = None, None
+        live.painting, live.progress, live.shown = None, None, None
         self._running.discard(live)
         self._pump()
 
@@ -162,7 +162,11 @@ class Keeper:
     async def _wait(self, live: Live, seconds: float, *, attempts: int) -> None:
         """Back to its place in line. The desk's reasons are mostly the same for all jobs of a visitor."""
         self.line.hold(live.record.visitor, until=_soon(seconds))
-        if await self._set(live, state="IN_QUEUE", started=None, attempts=attempts):
+        if not await self._set(live, state="IN_QUEUE", started=None, attempts=attempts):
+            return
+        if live.wish == "cancel":  # in the meantime
+            await self._end(live, "CANCELLED")
+        else:
             self.line.add(live)
             self._touch_line()
 
@@ -345,27 +349,8 @@ def kept_answer(
     """The answer, JSON, and the names of the pictures that were kept for it. Raises DiskFull or RunFailed."""
     names = () if asked.sync_mode else tuple(results.keep(each) for each in painting.images)
     urls = [f"{base_url}/v1/results/{name}" for name in names] or [each.data_uri for each in painting.images]
-    answer = GenerateResponse(
-        images=[
-            ImageOut(
-                url=url,
-                content_type=each.content_type,
-                width=each.width,
-                height=each.height,
-                seed=each.seed,
-                latents=packed(each.latents) if asked.return_latents else None,
-            )
-            for each, url in zip(painting.images, urls, strict=True)
-        ],
-        timings={work.stage: work.seconds for work in painting.work} | {"inference": painting.seconds},
-        seed=settings.seed,
-        prompt=settings.prompt,
-        negative_prompt=settings.negative_prompt,
-        prompt_tokens=painting.prompt_tokens,
-        has_nsfw_concepts=None if painting.flagged is None else [bool(tags) for tags in painting.flagged],
-        warnings=list(painting.warnings),
-    )
-    return answer.model_dump_json().encode(), names
+    answer = response_of(painting, settings, asked, urls=urls)
+    return answer.model_dump_json(exclude_none=True).encode(), names
 
 
 async def happens(event: asyncio.Event, *, seconds: float) -> None:
