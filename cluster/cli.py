@@ -163,19 +163,22 @@ def export(
 
 @app.command(epilog="Example: sote serve runs/demo/recipes/serve.toml")
 def serve(recipe: RecipePath) -> None:
-    """Checkpoint -> HTTP endpoint, until Ctrl-C."""
+    """Checkpoint -> HTTP endpoint, until Ctrl-C. SIGHUP reads the recipe again and brings the server to it."""
     from sote.cluster import recipe as recipes
     from sote.cluster import storage
     from sote.serve import app as serving
     from sote.serve import plan
     from sote.serve.recipe import ServeRecipe
 
-    loaded = recipes.load(recipe, ServeRecipe)
-    plan.check(loaded)
+    def read() -> ServeRecipe:
+        return recipes.load(recipe, ServeRecipe)
+
+    loaded = read()
+    print(plan.summary(plan.plan(loaded, address=Door.address)), file=sys.stderr)
     with storage.open_run(
         loaded, verb="serve", command=_command(), may_differ=ServeRecipe.model_fields.keys()
     ) as folder:
-        serving.run(loaded, folder=folder, address=Door.address, ready=print)
+        serving.run(loaded, folder=folder, address=Door.address, ready=print, reread=read)
 
 
 @app.command(epilog="Example: sote key keys.toml ada --requests-per-minute 30")
@@ -297,7 +300,7 @@ def _plan(loaded: "Recipe", *, beside: Path) -> Any:
     if isinstance(loaded, TrainRecipe):
         return plan_tables.render(train_plan.outline(loaded, beside=beside))
     if isinstance(loaded, ServeRecipe):
-        return serve_plan.render(serve_plan.plan(loaded))
+        return serve_plan.render(serve_plan.plan(loaded, address=Door.address))
     raise TypeError(type(loaded))
 
 

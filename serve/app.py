@@ -43,7 +43,7 @@ def start(recipe: ServeRecipe) -> str:
     Raises UserError (weights, port in use, another server on this cluster) before anything is started, RunFailed if
     the models cannot be brought up.
     """
-    plan.check(recipe)
+    plan.weights(recipe)
     check_port(recipe.host, recipe.port)
     if serve.status().proxies:
         raise UserError("this Ray cluster already runs a Serve application; stop it (`serve shutdown`) or use another")
@@ -63,7 +63,7 @@ def start(recipe: ServeRecipe) -> str:
     return url
 
 
-def update(now: ServeRecipe, wanted: ServeRecipe) -> None:
+def update(now: ServeRecipe, wanted: ServeRecipe, *, address: str | None = None) -> None:
     """Bring the running server from one recipe to another without a failed request, and wait until it is there.
 
     Raises UserError for a recipe that cannot be served here, RunFailed if its models cannot be brought up; the server
@@ -75,7 +75,7 @@ def update(now: ServeRecipe, wanted: ServeRecipe) -> None:
                 f"{field}: {getattr(wanted, field)} instead of {getattr(now, field)}: stays while the server runs; "
                 "start it anew for that"
             )
-    plan.check(wanted)
+    plan.check(wanted, address=address)
     try:
         _deploy(wanted, room=_room(wanted))
     except RunFailed:
@@ -119,7 +119,7 @@ def run(
                 with contextlib.redirect_stdout(terminal):
                     ready(url)
             while hangups.get():
-                recipe = _updated(recipe, folder=folder, reread=reread)
+                recipe = _updated(recipe, folder=folder, address=address, reread=reread)
         except KeyboardInterrupt:
             _drain(recipe.drain_seconds)
         finally:
@@ -127,12 +127,14 @@ def run(
                 stop()
 
 
-def _updated(now: ServeRecipe, *, folder: RunFolder, reread: Callable[[], ServeRecipe] | None) -> ServeRecipe:
+def _updated(
+    now: ServeRecipe, *, folder: RunFolder, address: str | None, reread: Callable[[], ServeRecipe] | None
+) -> ServeRecipe:
     """The recipe that the server has after an update; `now` where there was nothing to go over to."""
     begin = time.monotonic()
     try:
         wanted = reread() if reread is not None else now
-        update(now, wanted)
+        update(now, wanted, address=address)
     except SoteError as error:
         words = "; ".join(str(error).splitlines())
         print(f"sote: {words}; the server goes on with the recipe before", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from ray import serve
 
 from sote.serve import plan
 from sote.serve.ingress import Ingress
-from sote.serve.recipe import ModelPart, ReplicasPart, SafetyPart, ServeRecipe
+from sote.serve.recipe import LimitsPart, ModelPart, ReplicasPart, SafetyPart, ServeRecipe
 from sote.serve.settings import Latents, Numbers, Progress, Settings
 
 # Beyond the pictures that step, a replica has some requests at hand, so that a free slot never waits for Serve
@@ -34,13 +34,13 @@ SURGE_PERCENT: Final = 100  # one new replica for each old one may stand beside 
 class Prior:
     """Replica of the prior."""
 
-    def __init__(self, part: ModelPart, *, slots: int, on_gpu: bool) -> None:
+    def __init__(self, part: ModelPart, limits: LimitsPart, *, slots: int, on_gpu: bool) -> None:
         import torch
 
         from sote.serve.line import PriorLine
         from sote.serve.prior import PriorModel
 
-        model = PriorModel(part, device=torch.device("cuda" if on_gpu else "cpu"))
+        model = PriorModel(part, device=torch.device("cuda" if on_gpu else "cpu"), limits=limits)
         self.line = PriorLine(model, slots=slots)
 
     async def latents(self, settings: Settings) -> Latents:
@@ -61,13 +61,13 @@ class Prior:
 class Decoder:
     """Replica of the decoder and vqgan."""
 
-    def __init__(self, part: ModelPart, *, slots: int, on_gpu: bool, safety: SafetyPart) -> None:
+    def __init__(self, part: ModelPart, safety: SafetyPart, *, slots: int, on_gpu: bool) -> None:
         import torch
 
         from sote.serve.decoder import DecoderModel
         from sote.serve.line import DecoderLine
 
-        model = DecoderModel(part, device=torch.device("cuda" if on_gpu else "cpu"))
+        model = DecoderModel(part, device=torch.device("cuda" if on_gpu else "cpu"), safety=safety)
         self.line = DecoderLine(model, slots=slots)
 
     async def paint(self, latents: Latents, settings: Settings) -> Any:
@@ -89,7 +89,7 @@ def build(recipe: ServeRecipe, *, room: frozenset[str] = frozenset()) -> Any:
     old. A deployment whose weights, code and share of the machine are the same as before is left as it is by an update.
     """
     prior, decoder, model = recipe.prior_replicas, recipe.decoder_replicas, recipe.model
-    weights = {field: _stamp(path) for field, path in plan.check(recipe).items()}
+    weights = {field: _stamp(path) for field, path in plan.weights(recipe).items()}
     ingress = serve.deployment(name="Ingress")(Ingress).options(
         version=_digest(recipe.model_dump(mode="json")),
         max_ongoing_requests=INGRESS_REQUESTS,
@@ -102,25 +102,21 @@ def build(recipe: ServeRecipe, *, room: frozenset[str] = frozenset()) -> Any:
         max_surge_percent=SURGE_PERCENT if "Ingress" in room else 0,
         _internal=True,
     )
+    made_of = [model.model_dump(mode="json"), weights]
+    limits, safety = recipe.limits, recipe.safety
+    priors = _model(Prior, recipe, prior, room=room, made_of=[*made_of, limits.max_prompt_tokens])
+    decoders = _model(Decoder, recipe, decoder, room=room, made_of=[*made_of, safety.model_dump(mode="json")])
     return ingress.bind(
         recipe,
-        _model(Prior, recipe, prior, room=room, parts=[model.model_dump(mode="json"), weights]).bind(
-            model, slots=prior.slots, on_gpu=prior.gpus > 0
-        ),
-        _model(
-            Decoder,
-            recipe,
-            decoder,
-            room=room,
-            parts=[model.model_dump(mode="json"), weights, recipe.safety.model_dump(mode="json")],
-        ).bind(model, slots=decoder.slots, on_gpu=decoder.gpus > 0, safety=recipe.safety),
+        priors.bind(model, limits, slots=prior.slots, on_gpu=prior.gpus > 0),
+        decoders.bind(model, safety, slots=decoder.slots, on_gpu=decoder.gpus > 0),
     )
 
 
-def _model(kind: type, recipe: ServeRecipe, part: ReplicasPart, *, room: frozenset[str], parts: list[Any]) -> Any:
-    """The deployment of a model, scaled between the recipe's bounds. `parts` is what its replicas are made of."""
+def _model(kind: type, recipe: ServeRecipe, part: ReplicasPart, *, room: frozenset[str], made_of: list[Any]) -> Any:
+    """The deployment of a model, scaled between the recipe's bounds. While `made_of` is the same, its replicas stay."""
     return serve.deployment(name=kind.__name__)(kind).options(
-        version=_digest([*parts, part.slots]),
+        version=_digest([*made_of, part.slots]),
         max_ongoing_requests=part.slots + AT_HAND,
         max_queued_requests=part.max_queued_requests,
         max_constructor_retry_count=STARTS,

@@ -24,14 +24,16 @@ from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from sote.cluster.errors import Busy
+from sote.serve.line import LineLost
 from sote.serve.service import Painting, Watch
 from sote.serve.settings import Latents, Numbers, Progress, Settings, StageName, Work
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-LOST: Final = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, ReplicaUnavailableError)
-TRIES: Final = 5  # of a stage whose replicas die under a request
+LOST: Final = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, ReplicaUnavailableError, LineLost)
+TRIES: Final = 7  # of a stage whose replicas die under a request: ten seconds, in which Serve finds and ends them
+FIRST_PAUSE_SECONDS: Final = 0.1  # before the second try, and twice as long before each further one
 # For a stage that is asked again: a replica that loads gigabytes of weights, and the work itself
 AGAIN_SECONDS: Final = 300.0
 # Requests that come at once are counted as waiting until each has its replica; Serve takes milliseconds for that
@@ -103,8 +105,8 @@ class Replicas:
                 raise RayError(f"no replica of the {stage} came up in {AGAIN_SECONDS:.0f} s") from None
             log.warning("replica lost, asking again stage=%s attempt=%d error=%s", stage, attempt, type(lost).__name__)
             if attempt == TRIES:
-                raise lost
-            await asyncio.sleep(PAUSE_SECONDS * 2**attempt)
+                raise RayError(f"the {stage} was lost {TRIES} times under one request") from lost
+            await asyncio.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
 
     async def _in_line(self, call: Callable[[], Awaitable[T]], *, is_patient: bool) -> T:
         """Await `call`, again while the line is full; raises Busy where the line is not to be waited for."""
