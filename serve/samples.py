@@ -16,11 +16,12 @@ from torch import Tensor
 
 from sote.cluster.errors import WeightsError
 from sote.serve import load
+from sote.serve.cascade import Cascade
 from sote.serve.decoder import DecoderModel
 from sote.serve.load import DecoderWeights, PriorWeights
 from sote.serve.prior import PriorModel
-from sote.serve.recipe import DefaultsPart, ModelPart
-from sote.serve.schema import MAX_SEED, Settings, Stage
+from sote.serve.recipe import DefaultsPart, LimitsPart, ModelPart
+from sote.serve.settings import MAX_SEED, Settings, Stage
 from sote.train import checkpoint, folders, lora, modelfile, models, source, text
 from sote.train.absolute import absolute
 from sote.train.names import Model
@@ -45,17 +46,26 @@ class Painter:
         compression = float(_metadata(snapshot)["compression"])
         asked = [self._settings(number, compression) for number in range(len(self.part.prompts))]
         named = ModelPart(name=self.recipe.export.name)
-        prior = PriorModel(named, device=device, weights=prior_weights(self.recipe, snapshot, device=device))
-        latents = [prior.latents(settings) for settings in asked]
-        del prior  # the two are never in memory together
-        decoder = DecoderModel(named, device=device, weights=decoder_weights(self.recipe, snapshot, device=device))
-        painted = [decoder.paint(*each)[0][0] for each in zip(latents, asked, strict=True)]
+        cascade = Cascade(
+            lambda: PriorModel(named, device=device, weights=prior_weights(self.recipe, snapshot, device=device)),
+            lambda: DecoderModel(named, device=device, weights=decoder_weights(self.recipe, snapshot, device=device)),
+            DefaultsPart(),
+            LimitsPart(),
+        )  # the two are never in memory together
+        painted = [pictures[0] for pictures in cascade.paint(asked)]
         return [Sample(each.prompt, each.seed, picture.data) for each, picture in zip(asked, painted, strict=True)]
 
     def _settings(self, number: int, compression: float) -> Settings:
         """What is asked for with the prompt `number`; how it is sampled is as serving does it by default."""
         part, usual = self.part, DefaultsPart()
-        prior = Stage(part.steps, part.guidance, usual.prior_sampler, usual.prior_scheduler, usual.prior_shift)
+        prior = Stage(
+            part.steps,
+            part.guidance,
+            usual.prior_sampler,
+            usual.prior_scheduler,
+            usual.prior_shift,
+            usual.prior_guidance_rescale,
+        )
         decoder = Stage(
             usual.decoder_steps,
             usual.decoder_guidance,
