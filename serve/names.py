@@ -8,22 +8,40 @@ from typing import Final
 
 from sote.serve.schedules import SAMPLERS, SCHEDULERS, Sampler, Scheduler
 
-# Class names of diffusers; ComfyUI's and AUTOMATIC1111's follow from the tables of schedules.py
+# Beyond the tables of schedules.py: class names of diffusers, ComfyUI's, AUTOMATIC1111's, InvokeAI's and Replicate's
 MORE_SAMPLERS: Final[dict[str, Sampler]] = {
     "ddpmwuerstchenscheduler": "ddpm",
+    "ddpmscheduler": "ddpm",
     "wuerstchen": "ddpm",
-    "euler_ancestral": "euler_a",
+    "eulerdiscretescheduler": "euler",
     "k_euler": "euler",
+    "eulerancestraldiscretescheduler": "euler_a",
+    "euler_ancestral": "euler_a",
     "k_euler_a": "euler_a",
     "k_euler_ancestral": "euler_a",
+    "dpmsolvermultistepscheduler": "dpmpp_2m",
+    "dpmsolvermultistep": "dpmpp_2m",
+    "dpm_solver_multistep": "dpmpp_2m",
+    "dpmsolver++": "dpmpp_2m",
     "k_dpmpp_2m": "dpmpp_2m",
     "dpm++_2m": "dpmpp_2m",
+    "dpm++2m": "dpmpp_2m",
     "dpmpp2m": "dpmpp_2m",
+    "ddimscheduler": "ddim",
 }
 MORE_SCHEDULERS: Final[dict[str, Scheduler]] = {
     "automatic": "sgm_uniform",
+    "sgm": "sgm_uniform",
     "uniform": "normal",
+    "polyexponential": "exponential",  # AUTOMATIC1111's, whose rho is 1
     "ddpm_linear": "wuerstchen",
+    "ddpmwuerstchen": "wuerstchen",
+}
+# Sampler and scheduler in one word
+BOTH: Final[dict[str, tuple[Sampler, Scheduler]]] = {
+    "k_dpmpp_2m_ka": ("dpmpp_2m", "karras"),
+    "dpmpp_2m_k": ("dpmpp_2m", "karras"),
+    "euler_k": ("euler", "karras"),
 }
 
 
@@ -46,6 +64,8 @@ def scheduler_named(name: object) -> Scheduler:
 def both_named(name: str) -> tuple[Sampler, Scheduler | None]:
     """Sampler and scheduler of a name that may hold both, such as "DPM++ 2M Karras". Raises ValueError."""
     plain = _plain(name)
+    if plain in BOTH:
+        return BOTH[plain]
     for ending, scheduler in _schedulers().items():
         before = plain.removesuffix(f"_{ending}")
         if before != plain and before in _samplers():

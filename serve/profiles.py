@@ -20,7 +20,7 @@ Profile = Literal["comfy", "diffusers"]
 Layout = Literal["joined", "stacked", "cut"]
 # own: one generator for each picture, seeded seed + index, and another for its decoder. batch: one generator for all
 # pictures of the request and each stage anew (ComfyUI). chain: one generator for the request, and the decoder goes on
-# where the prior stopped (diffusers)
+# where the prior stopped (diffusers). With the last two a picture of several cannot be asked for alone
 NoiseSource = Literal["own", "batch", "chain"]
 
 
@@ -48,7 +48,8 @@ PROFILES: Final[dict[Profile, Fixed]] = {
         layout="stacked",
         noise="batch",
     ),
-    # The one sampler with which diffusers' Stable Cascade pipelines are right: they never scale the model's input
+    # The one sampler with which diffusers' Stable Cascade pipelines are right: they never scale the model's input. In
+    # the first step they tell the network t = 1, for which it was not trained; we tell r of sigma, 0.9936
     "diffusers": Fixed(
         prior_scheduler="wuerstchen",
         prior_shift=1.0,
