@@ -75,7 +75,7 @@ def test_some_words_mean_both(name: str, both: tuple[Sampler, Scheduler]) -> Non
 
 @pytest.mark.parametrize("name", ["unipc", "DPM++ SDE", "", 3, None, ["euler"]])
 def test_an_unknown_sampler_is_told_the_known(name: object) -> None:
-    with pytest.raises(ValueError, match="is no sampler here; known: ddpm, euler, euler_a, dpmpp_2m, ddim$"):
+    with pytest.raises(ValueError, match=r"is no sampler here; known: ddpm, euler, euler_a, dpmpp_2m, ddim$"):
         names.sampler_named(name)
 
 
