@@ -23,6 +23,7 @@ from sote.serve.access import Visitor, visitor_of
 from sote.serve.answers import NoSuchModel, body_of, documented, failure_of
 from sote.serve.context import Context
 from sote.serve.pictures import Painted
+from sote.serve.schema import renamed
 from sote.serve.schema_openai import (
     NAMES,
     ImageData,
@@ -33,7 +34,6 @@ from sote.serve.schema_openai import (
     ModelCard,
     ModelList,
     Usage,
-    renamed,
 )
 from sote.serve.service import Painting, Watch
 from sote.serve.settings import Progress, Settings

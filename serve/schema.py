@@ -254,6 +254,12 @@ def side_of(cells: int, compression: float) -> int:
     return sides[cells]
 
 
+def renamed(error: RequestError, names: dict[str, str]) -> RequestError:
+    """The same refusal, with the field by its name in another API."""
+    field, colon, message = str(error).partition(": ")
+    return type(error)(f"{names.get(field, field)}{colon}{message}")
+
+
 def _size(request: GenerateRequest, defaults: DefaultsPart) -> tuple[int, int]:
     if request.image_size is None:
         return defaults.width, defaults.height

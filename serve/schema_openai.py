@@ -150,12 +150,6 @@ def size_of(words: str) -> dict[str, int]:
     return {"width": int(found[1]), "height": int(found[2])}
 
 
-def renamed(error: RequestError, names: dict[str, str]) -> RequestError:
-    """The same refusal, with the field by its name in another API."""
-    field, colon, message = str(error).partition(": ")
-    return type(error)(f"{names.get(field, field)}{colon}{message}")
-
-
 def _one(request: ImagesRequest, name: str, native: str) -> Any:
     """The value of a field that has two names. Raises RequestError where both say something."""
     value, other = getattr(request, name), getattr(request, native)
