@@ -181,6 +181,23 @@ def serve(recipe: RecipePath) -> None:
         serving.run(loaded, folder=folder, address=Door.address, ready=print, reread=read)
 
 
+@app.command(epilog='Example: sote generate runs/demo/recipes/serve.toml "1girl, solo, cat ears" --out cat.png')
+def generate(
+    recipe: RecipePath,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="tags, separated by commas")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="a .png, .jpg or .webp that is not there yet")],
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="of the first picture; without it, a random one")
+    ] = None,
+) -> None:
+    """Paint a prompt into a file: what the server of the recipe would, in one process."""
+    from sote.cluster import recipe as recipes
+    from sote.serve import generate as generating
+    from sote.serve.recipe import ServeRecipe
+
+    generating.run(recipes.load(recipe, ServeRecipe), prompt, out=out, seed=seed)
+
+
 @app.command(epilog="Example: sote key keys.toml ada --requests-per-minute 30")
 def key(  # noqa: PLR0913  its options
     file: Annotated[Path, typer.Argument(metavar="FILE", help="the file of keys that access.keys of a recipe names")],
