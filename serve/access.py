@@ -140,7 +140,7 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self._pass(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if SANE_ID.fullmatch(given) else secrets.token_hex(16)
@@ -152,6 +152,13 @@ class Front:
                 await self.app(scope, receive, answer)
         finally:
             self._note(scope, answer, seconds=time.monotonic() - start)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if scope["type"] == "lifespan":  # the application has ended
+                self.log.close()
 
     def _note(self, scope: Scope, answer: "_Answer", *, seconds: float) -> None:
         """In figures and log. A request whose client went before the answer began has the status 499, as in nginx."""

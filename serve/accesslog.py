@@ -60,7 +60,11 @@ class AccessLog:
             self.is_losing = False
 
     def close(self) -> None:
-        self.handler.close()
+        """Close the file; a line that is written later opens it again."""
+        try:
+            self.handler.close()
+        except OSError as error:  # what is left of a line does not fit
+            self._failed(error)
 
     def _failed(self, error: BaseException | None) -> None:
         self.lost()
