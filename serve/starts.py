@@ -1,6 +1,7 @@
 """Pictures that a request carries: a data URI -> RGB pixels at the size that the models read.
 
-Nothing is fetched: an address would let a stranger make this server ask others.
+Nothing is fetched: an address would let a stranger make this server ask others. What a picture shows is told as
+curation tells it (data/decode.py): upright, on white, a bomb refused by its header.
 
 Source: sizes of img2img as ComfyUI a125cd8 StageC_VAEEncode (facts only); of variations CLIP-L/14's 224 pixels.
 
@@ -9,19 +10,26 @@ Kind: pure, but for Pillow.
 
 import base64
 import binascii
-import io
-import warnings
+from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from sote.cluster.errors import RequestError
+from sote.data.decode import Refused, open_picture
+from sote.data.recipe import DecodePart
 from sote.serve.settings import Pixels
 from sote.serve.sizes import latent_side
 
 ENCODER_CELL = 32  # pixels that the encoder makes one latent cell of
 CLIP_SIDE = 224  # pixels of CLIP-L/14's input
-MAX_PIXELS = 64 * 2**20  # of a picture that is sent; refused before it is decoded
+RULE: Final = DecodePart(min_pixels=1, max_pixels=64 * 2**20)
+# How files of the formats that are taken begin: no other reader sees a stranger's bytes
+BEGINNINGS: Final[tuple[tuple[int, bytes], ...]] = (
+    (0, b"\x89PNG\r\n\x1a\n"),
+    (0, b"\xff\xd8\xff"),  # JPEG
+    (8, b"WEBP"),
+)
 
 
 def start_of(data_uri: str, *, width: int, height: int, compression: float) -> Pixels:
@@ -44,6 +52,16 @@ def variation_of(data_uri: str, *, field: str) -> Pixels:
 
 
 def _opened(data_uri: str, *, field: str) -> Image.Image:
+    data = _data(data_uri, field=field)
+    if not any(data[at : at + len(beginning)] == beginning for at, beginning in BEGINNINGS):
+        raise RequestError(f"{field}: no PNG, JPEG or WebP picture")
+    try:
+        return open_picture(data, RULE).image
+    except Refused as error:
+        raise RequestError(f"{field}: the picture cannot be used: {error.reason}") from None
+
+
+def _data(data_uri: str, *, field: str) -> bytes:
     if data_uri.startswith(("http://", "https://")):
         raise RequestError(
             f"{field}: this server fetches nothing; send the picture itself as data:image/png;base64,..."
@@ -52,14 +70,6 @@ def _opened(data_uri: str, *, field: str) -> Image.Image:
     if data_uri.startswith("data:") and not (comma and head.endswith(";base64")):
         raise RequestError(f"{field}: a data URI here is data:image/png;base64,...")
     try:
-        data = base64.b64decode(body if comma else data_uri, validate=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
-        if image.width * image.height > MAX_PIXELS:
-            raise RequestError(f"{field}: {image.width}x{image.height} is too large; at most {MAX_PIXELS} pixels")
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except binascii.Error:
+        return base64.b64decode("".join((body if comma else data_uri).split()), validate=True)
+    except (binascii.Error, ValueError):  # ValueError: letters that are not of ASCII
         raise RequestError(f"{field}: not base64") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, OSError, ValueError):
-        raise RequestError(f"{field}: no PNG, JPEG or WebP picture that can be read") from None
