@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from sote.serve.jobfiles import Hook, Record
 
 SIGNATURE: Final = "X-Sote-Signature"
 MAX_URL = 2000  # characters
+HOST: Final = re.compile(r"[\w.:-]+")  # a name, or an address
 WAITS: Final = (1.0, 4.0, 15.0, 40.0)  # seconds between the tries: five in a minute
 TRY_SECONDS = 10.0  # for one try, from the name to the answer's status
 AT_ONCE = 8
@@ -91,7 +93,7 @@ class Teller:
             error = str(unknown)
         except RequestError as refused:
             error, is_last = str(refused), True
-        except (httpx.HTTPError, TimeoutError) as failed:
+        except (httpx.HTTPError, OSError, UnicodeError) as failed:  # UnicodeError: a name that is none
             error = f"{type(failed).__name__}: {failed}".removesuffix(": ")
         state = "delivered" if error is None else "failed" if is_last else "waiting"
         return hook.model_copy(update={"tries": tries, "error": error, "state": state})
@@ -160,7 +162,13 @@ def _parsed(url: str) -> httpx.URL:
         parsed = httpx.URL(url) if len(url) <= MAX_URL else None
     except httpx.InvalidURL:
         parsed = None
-    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
+    if (
+        parsed is None
+        or parsed.scheme not in ("http", "https")
+        or not HOST.fullmatch(parsed.host)
+        or (parsed.port is not None and not 1 <= parsed.port <= 65_535)
+        or parsed.userinfo
+    ):
         raise RequestError(
             f"webhook_url: must be an http or https address of at most {MAX_URL} characters without a password in it"
         )

@@ -430,7 +430,7 @@ def test_a_job_of_another_server_is_seen_followed_and_cancelled(house: House) ->
                     assert seen.progress.preview == b"a small jpeg"
                     break
             await follower.aclose()  # type: ignore[attr-defined]
-            for id in (first, second):
+            for id in (second, first):
                 await two.cancel(id, ADA)
                 assert (await ended(one, id)).record.state == "CANCELLED"
                 assert await state_of(two, id) == "CANCELLED"
