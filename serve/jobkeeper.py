@@ -56,7 +56,8 @@ class Keeper:
         self._ticking: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:
-        """Take over what others left, and begin. Raises OSError where the folder cannot be used."""
+        """Take over what others left, and begin; after a stop too. Raises OSError where the folder cannot be used."""
+        self.stopping, self.teller = asyncio.Event(), Teller(self.teller.rule)  # of this loop
         await asyncio.to_thread(self.files.beat, self.owner)
         await self._adopt()
         self._ticking = self._spawn(self._tick_on())
@@ -75,7 +76,7 @@ class Keeper:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await asyncio.to_thread(self.files.leave, self.owner)
-        left, self.live = list(self.live.values()), {}
+        left, self.live, self.line = list(self.live.values()), {}, Line()
         for live in left:
             live.touch()
 

@@ -16,10 +16,10 @@ import uvicorn
 
 from sote.cluster.errors import RunFailed
 from sote.serve import api, keys
-from sote.serve.about import About
+from sote.serve.about import About, Hashes
 from sote.serve.access import Gate
 from sote.serve.context import Context
-from sote.serve.recipe import AccessPart, JobsPart, ServeRecipe
+from sote.serve.recipe import AccessPart, JobsPart, ModelPart, ServeRecipe
 from tests.serve.brush import Brush, Clock, House, until
 
 ASKED = {"prompt": "1girl, cat ears", "seed": 7}
@@ -55,7 +55,7 @@ async def serving(run: Path, *, access: AccessPart | None = None) -> AsyncIterat
     """The whole application behind a real HTTP server; what paints is a Brush."""
     clock, brush = Clock(), Brush()
     jobs_part = JobsPart(keep_seconds=100, running=1, max_waiting=2)
-    recipe = ServeRecipe(run=str(run), jobs=jobs_part, access=access or AccessPart())
+    recipe = ServeRecipe(run=str(run), model=ModelPart(name="brush"), jobs=jobs_part, access=access or AccessPart())
     house = House(run, clock, part=jobs_part, recipe=recipe)
     jobs = house.jobs(brush)
     context = Context(
@@ -66,7 +66,7 @@ async def serving(run: Path, *, access: AccessPart | None = None) -> AsyncIterat
         jobs=jobs,
         results=jobs.results,
         figures=jobs.desk.figures,
-        about=About.of(recipe),
+        about=About(recipe, (), Hashes([], kept=run / "hashes.json")),
     )
     server = uvicorn.Server(uvicorn.Config(api.build(context), port=0, log_config=None, timeout_graceful_shutdown=2))
     running = asyncio.create_task(server.serve())

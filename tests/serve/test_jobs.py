@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import stat
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -539,15 +538,25 @@ def test_a_broken_file_of_a_job_harms_no_other(house: House) -> None:
     asyncio.run(main())
 
 
-def test_stopping_twice_or_without_a_start_is_no_trouble(house: House) -> None:
-    def run(work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run(work)
+def test_stopping_twice_or_starting_again_in_another_loop_is_no_trouble(house: House) -> None:
+    brush = Brush()
+    jobs = house.jobs(brush)
 
-    async def main() -> None:
-        jobs = house.jobs(opened())
-        await jobs.stop()
+    async def first() -> str:
+        await jobs.start()
+        id = await made(jobs)
+        await until(lambda: brush.begun == [7])
+        for _ in range(2):
+            await jobs.stop()
         with pytest.raises(Busy, match="ending"):
             await made(jobs)
+        return id
+
+    async def second(id: str) -> None:
+        brush.gate = asyncio.Event()
+        brush.gate.set()
+        await jobs.start()
+        assert (await ended(jobs, id)).record.state == "COMPLETED"
         await jobs.stop()
 
-    run(main())
+    asyncio.run(second(asyncio.run(first())))
