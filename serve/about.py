@@ -180,6 +180,10 @@ class About:
     def document(self) -> Document:
         """All of it, as /v1/about answers. The first call begins to compute the hashes that are not known."""
         self.hashes.start()
+        return self.known()
+
+    def known(self) -> Document:
+        """The document as far as it is known now."""
         recipe, source = self.recipe, self.recipe.about.source_url
         return Document(
             software="sote",

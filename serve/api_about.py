@@ -34,7 +34,11 @@ def routes(context: Context) -> APIRouter:
     """The routes; all but /metrics are open without a key, and that too on loopback."""
     router = APIRouter(tags=["about"])
 
-    @router.get("/v1/about", summary="Models, hashes, licences, where the source is; defaults, limits and names")
+    @router.get(
+        "/v1/about",
+        summary="Models, hashes, licences, where the source is; defaults, limits and names",
+        responses={200: {"content": {"application/json": {"example": context.about.known()}}}},
+    )
     async def about() -> Document:
         return context.about.document()
 

@@ -152,7 +152,7 @@ class Watched:
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.path, self.clock = path, clock
-        self.keys, self.seen, self.looked = load(path), _stamp(path), clock()
+        self.seen, self.keys, self.looked = _stamp(path), load(path), clock()  # a change in between is seen later
 
     def find(self, key: str) -> Key | None:
         """As `Keys.find`."""
@@ -174,10 +174,10 @@ class Watched:
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes with a file's content; None: there is no such file."""
+    """What changes with a file's content; None: there is no such file, or none that can be looked at."""
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
 
