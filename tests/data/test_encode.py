@@ -124,6 +124,18 @@ def test_an_encoder_of_the_published_width_with_a_block_less_is_refused(tmp_path
         Encoder(write_encoder(tmp_path, less), dtype="float32", device="cpu")
 
 
+def test_an_encoder_inside_a_file_of_several_models_is_read_by_its_prefix(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path)
+    inside = {f"vae.encoder.{name}": tensor for name, tensor in load_file(folder / encode.FILE).items()}
+    path = tmp_path / "several.safetensors"
+    save_file(inside | {"model.diffusion_model.clf.1.bias": torch.zeros(4)}, path)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+    one = Encoder(folder, dtype="float32", device="cpu")
+    other = Encoder(path, dtype="float32", device="cpu", prefix="vae.encoder.")
+    torch.testing.assert_close(one.encode(pixels), other.encode(pixels))
+    assert (one.sha256, other.sha256) == (encode.sha256_of(folder / encode.FILE), encode.sha256_of(path))
+
+
 def test_a_missing_or_truncated_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such file"):
         Encoder(tmp_path, dtype="float32")

@@ -4,7 +4,7 @@ from pathlib import Path
 import open_clip
 import torch
 from diffusers import StableCascadeDecoderPipeline, StableCascadePriorPipeline
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
 
 from sote.train import standins
 
@@ -26,6 +26,18 @@ def test_the_folders_load_by_the_real_classes_and_paint_a_picture(tiny: Path) ->
     assert image.shape == (256, 256, 3)
     assert image.std() > 0.01
     assert decoder.vqgan.config.scale_factor == 0.43
+
+
+def test_the_image_encoder_tells_pictures_apart(tiny: Path) -> None:
+    model = CLIPVisionModelWithProjection.from_pretrained(tiny / "prior" / "image_encoder")
+    prior = StableCascadePriorPipeline.from_pretrained(tiny / "prior").prior
+    side = model.config.image_size
+    assert side == 224
+    pictures = torch.randn(2, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        vectors = model(pixel_values=torch.nn.functional.interpolate(pictures, size=side)).image_embeds
+    assert vectors.shape == (2, prior.config.clip_image_in_channels)
+    assert (vectors[0] - vectors[1]).abs().max() > 0.01
 
 
 def test_the_tokenizer_is_the_real_one(tiny: Path) -> None:
