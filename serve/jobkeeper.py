@@ -71,9 +71,9 @@ class Keeper:
             live.wish = "stop" if live.wish == "run" else live.wish
             if live.painting:
                 live.painting.cancel()
-        for task in self._telling.values():
-            task.cancel()
-        if self._tasks:
+        while self._tasks:  # one that ends may begin another
+            for task in self._telling.values():
+                task.cancel()
             await asyncio.wait(self._tasks)
         await asyncio.to_thread(self.files.leave, self.owner)
         left, self.live, self.line = list(self.live.values()), {}, Line()

@@ -52,7 +52,7 @@ class Rule:
         Raises RequestError naming `webhook_url` if it may not be asked; its child NoAddress if none is found.
         """
         parsed = _parsed(url)
-        host = parsed.host
+        host = parsed.raw_host.decode("ascii")
         if self.hosts is not None and host.lower() not in {each.lower() for each in self.hosts}:
             raise RequestError(f"webhook_url: this server tells only {', '.join(self.hosts) or 'nobody'}")
         if self.hosts is not None or not self.is_public:
@@ -116,7 +116,7 @@ class Teller:
                 url.copy_with(host=address),
                 content=body,
                 headers=headers,
-                extensions={"sni_hostname": url.host},  # the certificate is that of the name
+                extensions={"sni_hostname": url.raw_host.decode("ascii")},  # the certificate is that of the name
             ) as answer,
         ):
             return answer.status_code
@@ -159,20 +159,19 @@ _TRANSLATED: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 def _parsed(url: str) -> httpx.URL:
     try:
-        parsed = httpx.URL(url) if len(url) <= MAX_URL else None
-    except httpx.InvalidURL:
-        parsed = None
-    if (
-        parsed is None
-        or parsed.scheme not in ("http", "https")
-        or not HOST.fullmatch(parsed.host)
-        or (parsed.port is not None and not 1 <= parsed.port <= 65_535)
-        or parsed.userinfo
-    ):
-        raise RequestError(
-            f"webhook_url: must be an http or https address of at most {MAX_URL} characters without a password in it"
-        )
-    return parsed
+        parsed = httpx.URL(url)
+        if len(url) <= MAX_URL and _is_sane(parsed):
+            return parsed
+    except (httpx.InvalidURL, UnicodeError):  # UnicodeError: a name that is none in IDNA's eyes
+        pass
+    raise RequestError(
+        f"webhook_url: must be an http or https address of at most {MAX_URL} characters without a password in it"
+    )
+
+
+def _is_sane(url: httpx.URL) -> bool:
+    is_port = url.port is None or 1 <= url.port <= 65_535
+    return url.scheme in ("http", "https") and HOST.fullmatch(url.host) is not None and is_port and not url.userinfo
 
 
 async def _resolved(host: str, port: int) -> list[Address]:

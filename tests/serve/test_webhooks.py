@@ -111,6 +111,8 @@ def test_only_addresses_that_everybody_can_reach_are_public(address: str, is_goo
         "http://example.com:99999999/",
         "http://example.com:0/",
         "http://\x00/",
+        "http://\ud800/",
+        "http://xn--a/",
         "",
         "https://example.com/" + "a" * 2000,
     ],
