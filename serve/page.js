@@ -75,7 +75,8 @@ async function refused(error, form, again) {
 class Page {
   constructor(facts) {
     this.facts = facts;
-    this.gallery = new Gallery({
+    const labels = Object.fromEntries(facts.samplers.map(({ name, label }) => [name, label]));
+    const actions = {
       use: (item) => this.use(item.request),
       seed: (item) => this.form.put("seed", item.seed),
       start: (item) => this.useAsPicture(item, this.form.start),
@@ -85,7 +86,8 @@ class Page {
       remove: (item) => this.jobs.forget(item),
       cancel: (item) => this.cancel(item),
       again: (item) => this.again(item),
-    });
+    };
+    this.gallery = new Gallery(actions, labels);
     this.form = new Form(at("form"), facts);
     const onDone = (pictures) => this.remember(pictures[0].seed);
     this.jobs = new Jobs({ gallery: this.gallery, onAway, onKey, onDone, say });

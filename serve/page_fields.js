@@ -41,8 +41,8 @@ export function sizes(place, list, { isDefault }) {
   const longest = Math.max(...list.flat());
   const buttons = list.map(([width, height]) => {
     const shape = make("i", { className: "shape", "aria-hidden": "true" });
-    Object.assign(shape.style, { width: `${(20 * width) / longest}px`, height: `${(20 * height) / longest}px` });
-    const words = [`${width} × ${height}`, isDefault(width, height) ? make("small", {}, "default") : null];
+    Object.assign(shape.style, { width: `${(18 * width) / longest}px`, height: `${(18 * height) / longest}px` });
+    const words = [`${width}\u2009×\u2009${height}`, isDefault(width, height) ? make("small", {}, "default") : null];
     return sizeButton(`${width}x${height}`, shape, words);
   });
   const own = sizeButton("own", make("i", { className: "shape own", "aria-hidden": "true" }), ["Other"]);

@@ -4,9 +4,9 @@
 import { make } from "./page_fields.js";
 
 export class Gallery {
-  // `actions` maps the names of what can be done with an item to functions of it.
-  constructor(actions) {
-    Object.assign(this, { actions, items: [], chosen: null, tiles: new Map() });
+  // `actions` maps the names of what can be done with an item to functions of it, `labels` samplers to their names.
+  constructor(actions, labels) {
+    Object.assign(this, { actions, labels, items: [], chosen: null, tiles: new Map() });
     for (const id of ["easel", "caption", "strip", "lightbox", "stage"]) this[id] = document.getElementById(id);
     this.strip.addEventListener("keydown", (event) => this.walk(event, () => this.tiles.get(this.chosen).button.focus()));
     this.lightbox.addEventListener("keydown", (event) => this.walk(event, () => this.enlarge()));
@@ -123,14 +123,14 @@ export class Gallery {
   ofPicture(item) {
     const { request } = item;
     const seconds = item.seconds ? `${item.seconds.toFixed(1)} s` : "";
-    const facts = [`${item.width} × ${item.height}`, `seed ${item.seed}`, ...detailsOf(request), seconds];
+    const facts = [`${item.width} × ${item.height}`, `seed ${item.seed}`, ...detailsOf({ ...request, sampler: this.labels[request.sampler] }), seconds];
     const notes = (item.warnings ?? []).map((words) => make("p", { className: "note" }, words));
     const links = item.source
       ? [make("a", { className: "button accent", href: item.source, download: item.name }, "Download")]
       : [];
     const names = item.source ? ["use", "seed", "start", "vary", "copy", "link", "remove"] : ["use", "seed", "link", "remove"];
     return [
-      make("p", { className: "prompt", title: request.prompt }, request.prompt),
+      make("p", { className: "prompt", title: item.read }, item.read),
       make("p", { className: "facts" }, ...facts.filter(Boolean).map((text) => make("span", {}, text))),
       ...notes,
       make("p", { className: "actions" }, ...links, ...names.map((name) => this.button(name, item))),
@@ -226,13 +226,16 @@ function show(image, source) {
   next.decode().then(swap, swap); // what cannot be decoded is shown as the browser shows such
 }
 
-export function wordsOf(item) {
+function wordsOf(item) {
   if (item.kind === "picture") return item.gone ?? "";
   if (item.state === "failed") return item.message;
-  if (item.state === "running" && item.stage) return `${item.stage}, step ${item.step} of ${item.steps}`;
-  if (item.state === "running") return "Starting";
-  return item.position ? `Waiting, ${item.position} in line` : "Waiting";
+  if (item.state === "waiting") return item.position ? `Waiting, ${item.position} before it` : "Waiting, next in line";
+  if (!item.stage) return "Starting";
+  const left = item.left ? `, about ${Math.ceil(item.left)} s left` : "";
+  return `${STAGES[item.stage]}, step ${item.step} of ${item.steps}${left}`;
 }
+
+const STAGES = { prior: "Prior", decoder: "Decoder" };
 
 function labelOf(item) {
   if (item.kind === "picture") return `Picture with seed ${item.seed}`;
@@ -242,7 +245,6 @@ function labelOf(item) {
 const sizeOf = (item) => (item.width ? item : item.request.image_size);
 
 function detailsOf(request) {
-  const steps = [request.first_stage_steps, request.second_stage_steps].filter(Boolean).join(" + ");
-  return [steps && `${steps} steps`, request.guidance_scale !== undefined && `CFG ${request.guidance_scale}`,
-    request.profile ? `like ${request.profile}` : request.sampler].filter(Boolean);
+  const { first_stage_steps: prior, second_stage_steps: decoder, guidance_scale: guidance, profile, sampler } = request;
+  return [`${prior} + ${decoder} steps`, `CFG ${guidance}`, profile ? `as ${profile}` : sampler];
 }

@@ -2,7 +2,7 @@
 // A job is an item of the gallery: {id, kind: "job", state: waiting | running | failed, request, asked, ...}; when it
 // is done its pictures stand in its place: {id, kind: "picture", source, address, seed, request, ...}.
 
-import { Away, events, file, json, ServerError } from "./page_server.js";
+import { Away, events, file, json, send, ServerError } from "./page_server.js";
 
 const KEPT = "sote.items"; // in sessionStorage: addresses and settings, never pictures or the key
 const MOST_KEPT = 100;
@@ -18,54 +18,50 @@ export class Jobs {
   async start(asked, whole) {
     const made = await json("v1/jobs", { method: "POST", body: asked });
     const { image_url: _, variation_image_urls: __, ...request } = whole; // large, and of no use afterwards
-    const job = { id: made.id, kind: "job", state: "waiting", request, asked, part: 0 };
+    const job = { id: made.id, kind: "job", state: "waiting", position: made.queue_position, request, asked, part: 0 };
     this.gallery.add([job]);
-    this.take(job, made);
+    this.say("Asked for");
     this.keep();
     this.follow(job);
     return job;
   }
 
-  // Follows a job to its end, over lost connections and reloads of the server.
+  // Follows a job to its end, over lost connections and restarts of the server.
   async follow(job) {
     const stop = new AbortController();
     this.stops.set(job.id, stop);
-    for (let tries = 0; job.kind === "job" && job.state !== "failed"; tries += 1) {
+    for (let tries = 0; this.stops.get(job.id) === stop; tries += 1) {
       try {
-        for await (const event of events(`v1/jobs/${job.id}/events`, { signal: stop.signal })) {
+        for await (const { data } of events(`v1/jobs/${job.id}/events`, { signal: stop.signal })) {
           tries = 0;
           this.onAway(false);
-          if (await this.take(job, event.data)) break;
+          await this.take(job, data);
         }
-        if (this.stops.has(job.id)) await this.take(job, await json(`v1/jobs/${job.id}`, { signal: stop.signal }));
       } catch (error) {
         if (error.name === "AbortError") return;
-        if (!(error instanceof Away) && error.status !== 401 && error.status !== 503) {
-          this.fail(job, error.status === 404 ? "The server does not know this job any more." : error.message);
-          return;
-        }
-        if (error.status === 401) await this.onKey(error);
-        else this.onAway(true);
+        await this.bear(job, error);
       }
-      if (!this.stops.has(job.id)) return;
       await pause(PAUSES[Math.min(tries, PAUSES.length - 1)]);
     }
   }
 
-  // What the server says of a job; true when it is over.
+  // The server does not answer, wants a key, or does not have the job any more, which alone is its end.
+  async bear(job, error) {
+    if (error instanceof ServerError && error.status === 401) await this.onKey(error);
+    else if (error instanceof ServerError && error.status === 404) this.fail(job, "The server has this job no more.");
+    else if (error instanceof Away || error instanceof ServerError) this.onAway(true);
+    else throw error;
+  }
+
+  // What the server says of a job, as the routes of /v1/jobs do.
   async take(job, said) {
-    if (!this.stops.has(job.id) && job.state !== "waiting") return true;
     switch (said.status) {
       case "COMPLETED":
-        this.stops.delete(job.id);
-        await this.finish(job, said.result ?? (await json(`v1/jobs/${job.id}`)).result);
-        return true;
+        return this.finish(job, said.result);
       case "FAILED":
-        this.fail(job, said.error?.message ?? "The job failed.");
-        return true;
+        return this.fail(job, said.error.message);
       case "CANCELLED":
-        this.forget(job);
-        return true;
+        return this.forget(job);
       case "IN_QUEUE":
         Object.assign(job, { state: "waiting", position: said.queue_position });
         break;
@@ -73,38 +69,33 @@ export class Jobs {
         this.advance(job, said);
     }
     this.gallery.update(job);
-    return false;
   }
 
-  advance(job, said) {
-    const { stage, step, steps, preview } = said.progress ?? said;
-    const isNew = stage && stage !== job.stage;
-    job.state = "running";
-    if (stage) {
-      const [first, second] = [job.request.first_stage_steps, job.request.second_stage_steps];
-      const done = stage === "prior" ? step : first + step;
-      Object.assign(job, { stage, step, steps, part: done / (first + second) });
-    }
-    if (preview) job.preview = preview.startsWith("data:") ? preview : `data:image/jpeg;base64,${preview}`;
-    if (isNew) this.say(`${stage} paints`);
+  advance(job, { stage, step, steps, progress, preview, seconds_left: left }) {
+    if (stage && stage !== job.stage) this.say(`${stage} paints`);
+    Object.assign(job, { state: "running", stage, step, steps, left, part: progress ?? 0 });
+    if (preview) job.preview = preview;
   }
 
   async finish(job, result) {
+    this.stops.delete(job.id);
     const pictures = result.images.map((image, place) => ({
       id: `${job.id}-${place}`,
       kind: "picture",
-      address: image.url,
+      address: `v1/results/${image.url.split("/").at(-1)}`, // its host may be another by name: a proxy's
       width: image.width,
       height: image.height,
       seed: image.seed,
-      seconds: result.timings?.total ?? null,
+      seconds: result.timings.inference,
       warnings: result.warnings,
+      read: result.prompt,
       name: `sote-${image.seed}.${image.content_type.split("/")[1]}`,
-      request: { ...job.request, prompt: job.request.prompt, seed: image.seed, num_images: 1 },
+      request: { ...job.request, seed: image.seed, num_images: 1 },
     }));
     await Promise.all(pictures.map((picture) => this.load(picture)));
+    if (!this.gallery.items.includes(job)) return; // cancelled or removed while its files came
     this.gallery.add(pictures, { inPlaceOf: job.id });
-    this.say(`Done: seed ${pictures[0].seed}`);
+    this.say(`Done, seed ${pictures[0].seed}`);
     this.keep();
     this.onDone(pictures);
   }
@@ -131,7 +122,11 @@ export class Jobs {
     this.stops.get(job.id)?.abort();
     this.forget(job);
     this.say("Cancelled");
-    await json(`v1/jobs/${job.id}`, { method: "DELETE" });
+    try {
+      await send(`v1/jobs/${job.id}`, { method: "DELETE" });
+    } catch (error) {
+      if (error.status !== 404) throw error; // gone already: that is what was wanted
+    }
   }
 
   forget(item) {
@@ -155,6 +150,8 @@ export class Jobs {
   async restore() {
     const items = JSON.parse(sessionStorage.getItem(KEPT) ?? "[]");
     this.gallery.add(items);
+    const last = items.find((item) => item.kind === "picture");
+    if (last) this.onDone([last]);
     for (const item of items) {
       if (item.kind === "picture") this.load(item).then(() => this.gallery.update(item));
       else if (item.state !== "failed") this.follow(item);
