@@ -66,7 +66,7 @@ def telling(stage: StageName, watch: Callable[[Progress], None]) -> "Callable[[S
 def jpeg(latents_CHW: Numbers, stage: StageName) -> bytes:
     """A JPEG of what latents [16, h, w] of the prior or [4, h, w] of the decoder will look like.
 
-    It is scaled up to a long side of about 256 pixels. Values that are not finite are black.
+    It is scaled up to a long side of about 256 pixels. Values that are not finite count as 0.
     """
     mixed_HWC = np.moveaxis(np.nan_to_num(latents_CHW, posinf=0.0, neginf=0.0), 0, -1) @ FACTORS[stage]
     pixels_HWC = (((mixed_HWC + 1) / 2).clip(0, 1) * 255).round().astype(np.uint8)

@@ -34,7 +34,7 @@ class Net:
     """Finds noise with one convolution. `most` is how many pictures fit into it, `broken` what it stumbles over."""
 
     name: StageName = "prior"
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     most: int | None = None
     broken: Callable[[Tensor], None] | None = None
     passes: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
