@@ -10,6 +10,7 @@ Ho & Salimans 2022 (guidance), Stability-AI/StableCascade 57a3d0e gdf/__init__.p
 Kind: actor.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -104,7 +105,7 @@ def guided(conditional_BCHW: Tensor, unconditional_BCHW: Tensor, *, scale_B: Ten
 
 def started(z_BCHW: Tensor, noise_BCHW: Tensor, sigma: float) -> Tensor:
     """Where sampling from sigma starts if latents `z_BCHW` are there: sqrt(a) z + sqrt(1 - a) noise."""
-    return (z_BCHW + sigma * noise_BCHW) / (1 + sigma * sigma) ** 0.5
+    return (z_BCHW + sigma * noise_BCHW) / math.sqrt(1 + sigma * sigma)
 
 
 def _ancestral(x0_BCHW: Tensor, eps_BCHW: Tensor, s: Tensor, t: Tensor, *, eta: Tensor, noise_BCHW: Tensor) -> Tensor:
@@ -126,8 +127,8 @@ def _multistep(
     """
     is_second = (before > 0) & (t > 0)
     h, h_before = torch.log(s / t), torch.log(before / s)
-    half = torch.where(is_second, h / (2 * h_before), torch.zeros_like(h))
-    best = x0_BCHW + half * (x0_BCHW - x0_before_BCHW)
+    second = x0_BCHW + h / (2 * h_before) * (x0_BCHW - x0_before_BCHW)
+    best = torch.where(is_second, second, x0_BCHW)
     ratio = t / s  # exp(-h)
     return ratio * x_BCHW * (1 + s * s).sqrt() + (1 - ratio) * best
 
