@@ -98,7 +98,7 @@ class Batch:
     def _guided(self, eps_FCHW: Tensor) -> Tensor:
         if not len(self.guided_G):
             return eps_FCHW
-        eps_BCHW, unconditional_GCHW = eps_FCHW.split([len(self.rows), len(self.guided_G)])
+        eps_BCHW, unconditional_GCHW = torch.tensor_split(eps_FCHW, [len(self.rows)])
         guided_GCHW = sampling.guided(
             eps_BCHW.index_select(0, self.guided_G),
             unconditional_GCHW,

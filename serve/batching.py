@@ -162,7 +162,7 @@ class Stepper:
         looks = {row: fetch(self.stage.look(x0_BCHW[place])) for place, row in enumerate(rows) if _is_due(row)}
         for place, row in enumerate(rows):
             row.end = fetch(x_BCHW[place]) if row.is_last else None
-        event = torch.cuda.Event() if self._is_cuda else None
+        event = torch.cuda.Event() if self._is_cuda else None  # type: ignore[no-untyped-call]
         if event is not None:
             event.record()
         for row, x_CHW, x0_CHW in zip(rows, x_BCHW, x0_BCHW, strict=True):

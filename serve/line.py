@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ class Line:
 
     async def watched(
         self, begin: "Callable[[Callable[[Seen], None]], Any]", finish: Callable[[Any], Any]
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Progress now and then, and last the answer. Closing the iterator takes the request out of the next step."""
         loop = asyncio.get_running_loop()
         steps: asyncio.Queue[Seen | None] = asyncio.Queue()
@@ -223,7 +223,7 @@ class PriorLine:
         latents: Latents = await self._line.ask(lambda: self.model.request(settings), self.model.finish)
         return latents
 
-    async def watched(self, settings: Settings) -> AsyncIterator[Progress | Latents]:
+    async def watched(self, settings: Settings) -> AsyncGenerator[Progress | Latents, None]:
         """Progress with previews, a few times a second, and last the latents."""
         steps = self._line.watched(lambda seen: self.model.request(settings, seen=seen), self.model.finish)
         async with contextlib.aclosing(steps):
@@ -257,7 +257,7 @@ class DecoderLine:
         decoded = await self._line.ask(lambda: self.model.request(latents, settings), self.model.finish)
         return await self._written(decoded)
 
-    async def watched(self, latents: Latents, settings: Settings) -> AsyncIterator[Progress | DecoderAnswer]:
+    async def watched(self, latents: Latents, settings: Settings) -> AsyncGenerator[Progress | DecoderAnswer, None]:
         """Progress with previews, a few times a second, and last the answer."""
         steps = self._line.watched(lambda seen: self.model.request(latents, settings, seen=seen), self.model.finish)
         async with contextlib.aclosing(steps):

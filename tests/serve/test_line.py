@@ -145,7 +145,7 @@ def test_who_stops_watching_takes_the_request_away(line: PriorLine, small: Defau
         steps = line.watched(settings(small, first_stage_steps=50))
         async for _ in steps:
             break
-        await steps.aclose()  # type: ignore[attr-defined]
+        await steps.aclose()
         async with asyncio.timeout(5):
             while rows(line):
                 await asyncio.sleep(0.001)
