@@ -1,10 +1,9 @@
-"""The jobs that this server has: their turn, their painting, their end; and taking over what a dead server left.
+"""The jobs that this server has: their turn, their painting, their end.
 
 Kind: wiring.
 """
 
 import asyncio
-import contextlib
 import functools
 import logging
 import secrets
@@ -27,9 +26,6 @@ from sote.serve.webhooks import Rule, Teller, body_of
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS: Final = 0.5  # a cancel mark of another server is seen, and progress shown to it, within this
-BEAT_TICKS: Final = 4
-SWEEP_TICKS: Final = 60
 MAX_ATTEMPTS: Final = 3
 LONGEST_HOLD: Final = 10.0  # seconds before a job that found the models' line full tries again
 LOST_HOLD: Final = 2.0  # seconds before a job that lost its model tries again
@@ -50,32 +46,25 @@ class Keeper:
         self.arriving: set[str] = set()
         self.recent_seconds: float | None = None  # that the last job took
         self.stopping = asyncio.Event()
-        self._running: set[Live] = set()
-        self._telling: dict[str, asyncio.Task[Any]] = {}
+        self.running: set[Live] = set()
+        self.telling: dict[str, asyncio.Task[Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._ticking: asyncio.Task[Any] | None = None
 
-    async def start(self) -> None:
-        """Take over what others left, and begin; after a stop too. Raises OSError where the folder cannot be used."""
-        self.stopping, self.teller = asyncio.Event(), Teller(self.teller.rule)  # of this loop
-        await asyncio.to_thread(self.files.beat, self.owner)
-        await self._adopt()
-        self._ticking = self._spawn(self._tick_on())
+    def start(self) -> None:
+        """Be ready, after a stop too, in the loop that runs now."""
+        self.stopping, self.teller = asyncio.Event(), Teller(self.teller.rule)
 
     async def stop(self) -> None:
-        """Leave all jobs that are not done to the next server."""
+        """Break off what is painted; jobs that are not done are left on disk for the next server."""
         self.stopping.set()
-        if self._ticking:
-            await asyncio.wait({self._ticking})
-        for live in self._running:
+        for live in self.running:
             live.wish = "stop" if live.wish == "run" else live.wish
             if live.painting:
                 live.painting.cancel()
         while self._tasks:  # one that ends may begin another
-            for task in self._telling.values():
+            for task in self.telling.values():
                 task.cancel()
             await asyncio.wait(self._tasks)
-        await asyncio.to_thread(self.files.leave, self.owner)
         left, self.live, self.line = list(self.live.values()), {}, Line()
         for live in left:
             live.touch()
@@ -84,37 +73,37 @@ class Keeper:
         """Put a job that is on disk, and this server's, in line."""
         live = self.live[record.id] = Live(record)
         self.line.add(live)
-        self._pump()
+        self.pump()
         return live
 
     def cancel(self, live: Live) -> None:
         """Have it cancelled; `live.tending` ends when it is."""
         if live in self.line:
             self.line.remove(live)
-            live.tending = self._spawn(self._end(live, "CANCELLED"))
+            live.tending = self.spawn(self.end(live, "CANCELLED"))
             self._touch_line()
         elif live.wish == "run":
             live.wish = "cancel"
             if live.painting:
                 live.painting.cancel()
 
-    def _pump(self) -> None:
+    def pump(self) -> None:
         """Begin what may begin."""
         is_moved = False
-        while not self.stopping.is_set() and len(self._running) < self.part.running:
+        while not self.stopping.is_set() and len(self.running) < self.part.running:
             live = self.line.take(_soon(0))
             if live is None:
                 break
             is_moved = True
-            self._running.add(live)
-            live.tending = self._spawn(self._tend(live))
+            self.running.add(live)
+            live.tending = self.spawn(self._tend(live))
         if is_moved:
             self._touch_line()
 
     async def _tend(self, live: Live) -> None:
         """Paint a job and see what comes of it."""
         attempts = live.record.attempts + 1
-        if await self._set(live, state="IN_PROGRESS", started=self.now(), attempts=attempts):
+        if await self.set(live, state="IN_PROGRESS", started=self.now(), attempts=attempts):
             live.painting = asyncio.create_task(self._paint(live))
             if live.wish != "run":
                 live.painting.cancel()
@@ -124,8 +113,8 @@ class Keeper:
                 live.painting.cancel()
             await self._settle(live, live.painting)
         live.painting, live.progress, live.shown = None, None, None
-        self._running.discard(live)
-        self._pump()
+        self.running.discard(live)
+        self.pump()
 
     async def _paint(self, live: Live) -> tuple[bytes, tuple[str, ...]]:
         """The answer, JSON, and the names under which its pictures are kept."""
@@ -149,24 +138,24 @@ class Keeper:
             answer, images = painting.result()
             await self._complete(live, answer, images)
         elif live.wish == "cancel":
-            await self._end(live, "CANCELLED")
+            await self.end(live, "CANCELLED")
         elif live.wish == "stop":
-            await self._set(live, state="IN_QUEUE", started=None, owner=None, attempts=live.record.attempts - 1)
+            await self.set(live, state="IN_QUEUE", started=None, owner=None, attempts=live.record.attempts - 1)
         elif isinstance(error, Busy):
             await self._wait(live, min(error.retry_after_seconds, LONGEST_HOLD), attempts=live.record.attempts - 1)
         elif (error is None or reason_of(error) == "lost") and live.record.attempts < MAX_ATTEMPTS:
             log.warning("job lost its model id=%s attempts=%d error=%r", live.record.id, live.record.attempts, error)
             await self._wait(live, LOST_HOLD, attempts=live.record.attempts)
         else:
-            await self._end(live, "FAILED", failure=failure(error or RunFailed("its painting was broken off")))
+            await self.end(live, "FAILED", failure=failure(error or RunFailed("its painting was broken off")))
 
     async def _wait(self, live: Live, seconds: float, *, attempts: int) -> None:
         """Back to its place in line. The desk's reasons are mostly the same for all jobs of a visitor."""
         self.line.hold(live.record.visitor, until=_soon(seconds))
-        if not await self._set(live, state="IN_QUEUE", started=None, attempts=attempts):
+        if not await self.set(live, state="IN_QUEUE", started=None, attempts=attempts):
             return
         if live.wish == "cancel":  # in the meantime
-            await self._end(live, "CANCELLED")
+            await self.end(live, "CANCELLED")
         else:
             self.line.add(live)
             self._touch_line()
@@ -177,33 +166,33 @@ class Keeper:
             is_done = await self._save(live, state="COMPLETED", answer=answer, images=images, **self._times(finished))
         except (OSError, RunFailed) as error:
             await asyncio.to_thread(self.results.remove, images)
-            await self._end(live, "FAILED", failure=failure(error))
+            await self.end(live, "FAILED", failure=failure(error))
             return
         if is_done:
             self.recent_seconds = finished - started
-            self._ended(live)
+            self.ended(live)
         else:
             await asyncio.to_thread(self.results.remove, images)
 
-    async def _end(self, live: Live, state: State, *, failure: Failure | None = None) -> None:
+    async def end(self, live: Live, state: State, *, failure: Failure | None = None) -> None:
         """The end of a job without pictures."""
-        if await self._set(live, state=state, failure=failure, **self._times(self.now())):
-            self._ended(live)
+        if await self.set(live, state=state, failure=failure, **self._times(self.now())):
+            self.ended(live)
 
-    def _ended(self, live: Live) -> None:
+    def ended(self, live: Live) -> None:
         record = live.record
         log.info("job ended id=%s state=%s attempts=%d", record.id, record.state, record.attempts)
         self.line.release(record.visitor)
         if live.is_saved or (record.expires or 0) <= self.now():
             self.live.pop(record.id, None)
             if record.is_open:
-                self._tell(record)
+                self.tell(record)
         live.touch()
 
     def _times(self, finished: float) -> dict[str, float]:
         return {"finished": finished, "expires": finished + self.part.keep_seconds}
 
-    async def _set(self, live: Live, **fields: Any) -> bool:
+    async def set(self, live: Live, **fields: Any) -> bool:
         """As `_save`; where the disk does not take it the job goes on, and is saved later."""
         try:
             return await self._save(live, **fields)
@@ -225,9 +214,9 @@ class Keeper:
         live.touch()
         return saved
 
-    def _tell(self, record: Record) -> None:
-        task = self._telling[record.id] = self._spawn(self._told(record))
-        task.add_done_callback(lambda _: self._telling.pop(record.id, None))
+    def tell(self, record: Record) -> None:
+        task = self.telling[record.id] = self.spawn(self._told(record))
+        task.add_done_callback(lambda _: self.telling.pop(record.id, None))
 
     async def _told(self, record: Record) -> None:
         """Tell the job's end to its webhook."""
@@ -246,87 +235,11 @@ class Keeper:
 
         await self.teller.tell(record.webhook, body_of(record, answer), noted=noted)
 
-    async def _adopt(self) -> None:
-        """Take over the open jobs that no living server has, this one's own that it forgot among them."""
-        for record in await asyncio.to_thread(self.files.orphans, owner=self.owner):
-            if record.id in self.live or record.id in self.arriving or record.id in self._telling:
-                continue
-            mine = await asyncio.to_thread(self.files.adopt, record.id, owner=self.owner)
-            if mine is None:
-                continue
-            log.warning("job adopted id=%s state=%s attempts=%d", mine.id, mine.state, mine.attempts)
-            if mine.is_ended:
-                self._tell(mine)
-            elif mine.state == "IN_PROGRESS" and mine.attempts >= MAX_ATTEMPTS:
-                live = self.live[mine.id] = Live(mine)
-                text = f"the server ended {mine.attempts} times while it worked on this; it is not tried again"
-                await self._end(live, "FAILED", failure=failure(RunFailed(text)))
-            else:
-                self.take_in(mine.model_copy(update={"state": "IN_QUEUE", "started": None}))
-
-    async def _tick_on(self) -> None:
-        ticks = 0
-        while not self.stopping.is_set():
-            for every, work in (
-                (BEAT_TICKS, self._beat),
-                (1, self._meet),
-                (BEAT_TICKS, self._adopt),
-                (SWEEP_TICKS, self._sweep),
-            ):
-                if ticks % every == 0:
-                    try:
-                        await work()
-                    except OSError as error:  # a disk that is full or away for a while
-                        log.error("jobs not looked after: %s", error)
-            ticks += 1
-            self._pump()
-            self.desk.figures.jobs({"IN_QUEUE": len(self.line), "IN_PROGRESS": len(self._running)})
-            await happens(self.stopping, seconds=TICK_SECONDS)
-
-    async def _meet(self) -> None:
-        """Meet other servers: they see how far the jobs are, and say what is to be cancelled."""
-        for id in await asyncio.to_thread(self._look, list(self.live.values())):
-            if live := self.live.get(id):
-                self.cancel(live)
-
-    def _look(self, lives: list[Live]) -> list[str]:
-        """Show others how far the jobs are; returns the ids of those that others want cancelled."""
-        for live in lives:
-            if live.progress is not None and live.progress != live.shown:
-                live.shown = live.progress
-                self.files.write_progress(live.record.id, live.shown, owner=self.owner)
-        return [live.record.id for live in lives if self.files.is_asked_to_cancel(live.record.id)]
-
-    async def _beat(self) -> None:
-        """Say that this server lives. If it was taken for dead, let go of what others have now."""
-        was_alive = await asyncio.to_thread(self.files.is_alive, self.owner)
-        await asyncio.to_thread(self.files.beat, self.owner)
-        if was_alive:
-            return
-        for live in list(self.live.values()):
-            record = await asyncio.to_thread(self.files.record, live.record.id)
-            if record is None or record.owner != self.owner:
-                log.warning("job lost to another server id=%s", live.record.id)
-                self.live.pop(live.record.id, None)
-                if live in self.line:
-                    self.line.remove(live)
-                self.cancel(live)
-                live.touch()
-
-    async def _sweep(self) -> None:
-        """Remove what is over its time; save what the disk did not take before."""
-        for record in await asyncio.to_thread(self.files.sweep):
-            await asyncio.to_thread(self.results.remove, record.images)
-        await asyncio.to_thread(self.results.sweep)
-        for live in [each for each in self.live.values() if not each.is_saved and each.record.is_ended]:
-            if await self._set(live) and (live.is_saved or (live.record.expires or 0) <= self.now()):
-                self._ended(live)
-
     def _touch_line(self) -> None:
         for live in self.line:
             live.touch()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -352,13 +265,6 @@ def kept_answer(
     urls = [f"{base_url}/v1/results/{name}" for name in names] or [each.data_uri for each in painting.images]
     answer = response_of(painting, settings, asked, urls=urls)
     return answer.model_dump_json(exclude_none=True).encode(), names
-
-
-async def happens(event: asyncio.Event, *, seconds: float) -> None:
-    """Wait for `event`, and no longer than that."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
 
 
 def _soon(seconds: float) -> float:

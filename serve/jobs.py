@@ -19,8 +19,9 @@ from typing import Final
 from sote.cluster.errors import Busy
 from sote.serve.access import Visitor
 from sote.serve.desk import Desk
+from sote.serve.jobcare import TICK_SECONDS, Care, happens
 from sote.serve.jobfiles import Hook, JobFiles, Record
-from sote.serve.jobkeeper import TICK_SECONDS, Keeper, happens
+from sote.serve.jobkeeper import Keeper
 from sote.serve.jobline import Live, Sight, seconds_left
 from sote.serve.recipe import JobsPart
 from sote.serve.results import Results
@@ -42,14 +43,15 @@ class Jobs:
     ) -> None:
         self.files, self.part, self.desk, self.results, self.now = JobFiles(folder, now), part, desk, results, now
         self.keeper = Keeper(self.files, part, desk, results)
+        self.care = Care(self.keeper)
 
     async def start(self) -> None:
         """Take over what others left, and begin. Raises OSError where the folder cannot be used."""
-        await self.keeper.start()
+        await self.care.start()
 
     async def stop(self) -> None:
         """Leave all jobs that are not done to the next server."""
-        await self.keeper.stop()
+        await self.care.stop()
 
     async def create(
         self, asked: GenerateRequest, visitor: Visitor, *, base_url: str, webhook_url: str | None = None

@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import pytest
 from sote.cluster.errors import Busy, NoMemory, RequestError, RunFailed
 from sote.serve.jobline import Sight
 from sote.serve.jobs import Jobs
-from sote.serve.recipe import JobsPart
+from sote.serve.recipe import DefaultsPart, JobsPart, ModelPart, ServeRecipe
 from tests.serve.brush import Brush, Clock, House, asked, until, visitor
 
 ADA = visitor()
+TOP = Path(__file__).resolve().parents[2]
 BASE = "http://127.0.0.1:8000"
 
 
@@ -282,7 +285,7 @@ def test_a_job_and_its_pictures_are_removed_when_their_time_is_over(house: House
             clock.time += 2
             assert await state_of(jobs, id) == "none"
             assert await jobs.listed(ADA) == []
-            await jobs.keeper._sweep()
+            await jobs.care.sweep()
             assert jobs.files.ids() == []
             assert not (house.run / "results" / name).exists()
 
@@ -332,6 +335,67 @@ def test_a_server_that_dies_leaves_its_jobs_to_the_next_which_paints_the_same_pi
             return [await pictures_of(jobs, id) for id in ids]
 
     assert asyncio.run(next_one(asyncio.run(killed()))) == asyncio.run(undisturbed())
+
+
+def test_the_cascade_itself_paints_the_same_pictures_after_a_server_died(
+    house: House, clock: Clock, service: Any, part: ModelPart, small: DefaultsPart
+) -> None:
+    house.recipe = ServeRecipe(run=str(house.run), model=part, defaults=small)
+
+    async def killed() -> str:
+        jobs = house.jobs(service)
+        await jobs.start()
+        id = await made(jobs)
+        async for seen in jobs.follow(id, ADA):
+            if seen and seen.progress:
+                return id
+        raise AssertionError("it was done before a step was seen")
+
+    async def painted(id: str | None) -> list[bytes]:
+        async with house.open(service) as jobs:
+            clock.time += 11
+            id = id or await made(jobs)
+            seen = await ended(jobs, id)
+            assert seen.record.state == "COMPLETED"
+            return await pictures_of(jobs, id)
+
+    again, undisturbed = asyncio.run(painted(asyncio.run(killed()))), asyncio.run(painted(None))
+    assert len(again) == 1
+    assert again == undisturbed
+
+
+def test_a_server_that_is_killed_loses_no_job(house: House, clock: Clock) -> None:
+    code = f"""
+import asyncio, sys
+from pathlib import Path
+from tests.serve.brush import Brush, Clock, House, asked, visitor
+
+async def main():
+    jobs = House(Path({str(house.run)!r}), Clock()).jobs(Brush())
+    await jobs.start()
+    made = [(await jobs.create(asked(seed), visitor(), base_url="")).record.id for seed in (1, 2)]
+    await asyncio.sleep(0.2)
+    print(*made, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=TOP)
+    try:
+        assert server.stdout is not None
+        ids = server.stdout.readline().split()
+    finally:
+        server.kill()
+        server.communicate()
+
+    async def next_one() -> None:
+        async with house.open(opened()) as jobs:
+            clock.time += 3600  # the two clocks do not agree
+            for id in ids:
+                assert len(await pictures_of(jobs, (await ended(jobs, id)).record.id)) == 1
+
+    assert len(ids) == 2
+    asyncio.run(next_one())
 
 
 def test_a_server_that_stops_leaves_its_jobs_to_one_that_starts_at_once(house: House) -> None:
@@ -386,7 +450,7 @@ def test_two_servers_that_start_at_once_share_out_what_a_dead_one_left(house: Ho
         brushes = [opened(), opened()]
         clock.time += 11
         async with house.open(brushes[0]) as one, house.open(brushes[1]) as two:
-            await asyncio.gather(one.keeper._adopt(), two.keeper._adopt())
+            await asyncio.gather(one.care.adopt(), two.care.adopt())
             for id in ids:
                 await ended(one, id)
         assert sorted(brushes[0].done + brushes[1].done) == list(range(8))
@@ -406,7 +470,7 @@ def test_a_server_that_was_only_slow_lets_go_of_what_another_has_taken_over(hous
                 assert seen.record.owner == two.keeper.owner
                 pictures = await pictures_of(two, id)
                 slow.gate.set()  # if it was not stopped by now, it finishes too
-                await until(lambda: not one.keeper._running)
+                await until(lambda: not one.keeper.running)
                 assert await ended(one, id) == seen
                 assert await pictures_of(one, id) == pictures
                 assert len(list((house.run / "results").iterdir())) == 1
@@ -485,7 +549,7 @@ def test_the_end_of_a_job_that_the_disk_does_not_take_is_kept_and_saved_later(
                 seen = await ended(jobs, id)
                 assert seen.record.failure is not None
                 assert seen.record.failure.status == 503
-            await jobs.keeper._sweep()
+            await jobs.care.sweep()
             saved = jobs.files.record(id)
             assert saved is not None
             assert saved.state == "FAILED"
