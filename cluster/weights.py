@@ -171,6 +171,15 @@ KNOWN: tuple[Weights, ...] = (
         bytes=int(17.14 * GB),
     ),
     Weights(
+        key="stable-cascade-image-encoder",
+        what="image encoder (CLIP-L/14), for variations of pictures",
+        repo="stabilityai/stable-cascade-prior",
+        revision="7ca32c21c3b4d4e35bbb94fcfedfb4fa2259bd91",
+        files=("image_encoder/config.json", "image_encoder/model.safetensors"),
+        licence=STABILITY,
+        bytes=int(1.22 * GB),
+    ),
+    Weights(
         key="stable-cascade-decoder",
         what="decoder (Stage B) and vqgan (Stage A)",
         repo="stabilityai/stable-cascade",
