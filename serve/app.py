@@ -34,6 +34,8 @@ READY_SECONDS: Final = 60.0  # from deployed replicas to an answer over HTTP
 MARGIN_SECONDS: Final = 10.0  # for the ingress to say that it is drained
 FIXED: Final = ("run", "host", "port")  # of a recipe: what a running server cannot change
 
+FAILED: Final = ("DEPLOY_FAILED", "UNHEALTHY")
+
 log = logging.getLogger(__name__)
 
 
@@ -214,11 +216,12 @@ def _failure(reason: str) -> SoteError:
 
 
 def _reason() -> str:
-    """The last line of what Serve says about the deployment that failed."""
+    """The last line of what Serve says about the deployment that failed; others may only be slow."""
     found = serve.status().applications.get(APPLICATION)
-    for deployment in found.deployments.values() if found else ():
+    failed = [each for each in found.deployments.values() if each.status.value in FAILED] if found else []
+    for deployment in failed:
         lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
-        if str(deployment.status) != "HEALTHY" and lines:
+        if lines:
             return lines[-1]
     return ""
 
