@@ -152,6 +152,7 @@ WORDS: Final[dict[int, str]] = {
     401: "No key, or one that is not known here (servers that have keys)",
     403: "The key may not ask for this, or the page that asks is a stranger's",
     404: "There is none of that name",
+    409: "It was ended before it was done",
     413: "The body is larger than this server takes",
     422: "The request cannot be met; the message names the field and what would be right",
     429: "The line is full, or the key's limit is reached",
