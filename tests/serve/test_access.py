@@ -274,6 +274,7 @@ def test_a_body_of_just_the_size_is_read(tight: TestClient) -> None:
     body = b'{"prompts": []}'.ljust(2**16)
     assert tight.post("/v1/generate", content=body).json() == LOCAL
     assert tight.post("/v1/generate", content=iter([body[:100], body[100:]])).json() == LOCAL
+    assert tight.post("/v1/generate", content=iter([body, b" "])).status_code == 413
 
 
 def test_every_answer_has_a_request_id_and_says_licence_and_source(tmp_path: Path, opened: Opening) -> None:
