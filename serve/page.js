@@ -6,7 +6,7 @@ import { Form } from "./page_form.js";
 import { Gallery } from "./page_gallery.js";
 import { Jobs } from "./page_jobs.js";
 import { isParameters, linkOf, requestOf, requestOfLink, textOf } from "./page_parameters.js";
-import { Away, file, json, key, ServerError } from "./page_server.js";
+import { Away, json, key, ServerError } from "./page_server.js";
 
 const at = (id) => document.getElementById(id);
 const say = (words) => (at("said").textContent = words);
@@ -87,6 +87,8 @@ class Page {
       cancel: (item) => this.cancel(item),
       again: (item) => this.again(item),
     };
+    if (!facts.takesPictures) delete actions.start; // no encoder among the weights
+    if (!facts.takesVariations) delete actions.vary;
     this.gallery = new Gallery(actions, labels);
     this.form = new Form(at("form"), facts);
     const onDone = (pictures) => this.remember(pictures[0].seed);
@@ -166,13 +168,12 @@ class Page {
 
   async useAsPicture(item, pictures) {
     at("fold-pictures").open = true;
-    await pictures.add([await file(item.source)]);
+    await pictures.add([item.blob]);
     pictures.place.scrollIntoView({ block: "nearest" });
   }
 
   async copy(item, button) {
-    const blob = await file(item.source);
-    await copied((await parametersOf(blob)) ?? linkOf(item.request), button);
+    await copied((await parametersOf(item.blob)) ?? linkOf(item.request), button);
   }
 
   // --- what comes from outside: links, pasted text and pictures, dropped files
@@ -213,7 +214,10 @@ class Page {
   }
 
   async takeAsPicture(files, target) {
-    const isVariation = target?.closest?.("#variations");
+    const isVariation = Boolean(target?.closest?.("#variations"));
+    if (!isVariation && !this.facts.takesPictures) {
+      return showProblem("The file carries no settings, and this server has no encoder to start from a picture.");
+    }
     at("fold-pictures").open = true;
     await (isVariation ? this.form.variations : this.form.start).add(files);
   }

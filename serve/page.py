@@ -61,7 +61,7 @@ def files() -> tuple[File, ...]:
     return tuple(_read(name) for name in FILES)
 
 
-def routes(context: Context) -> APIRouter:  # noqa: ARG001: the page reads the server's facts from /v1/about
+def routes(_: Context) -> APIRouter:
     """Routes of the page and its files; none of them needs a key, none stands in the API's document."""
     router = APIRouter(include_in_schema=False)
     for file in files():

@@ -38,10 +38,10 @@ export function choices(select, list, { none } = {}) {
 
 // Radio buttons that look like the sizes they stand for; the last is for a size of one's own.
 export function sizes(place, list, { isDefault }) {
-  const longest = Math.max(...list.flat());
   const buttons = list.map(([width, height]) => {
+    const longest = Math.max(width, height);
     const shape = make("i", { className: "shape", "aria-hidden": "true" });
-    Object.assign(shape.style, { width: `${(18 * width) / longest}px`, height: `${(18 * height) / longest}px` });
+    Object.assign(shape.style, { width: `${(16 * width) / longest}px`, height: `${(16 * height) / longest}px` });
     const words = [`${width}\u2009×\u2009${height}`, isDefault(width, height) ? make("small", {}, "default") : null];
     return sizeButton(`${width}x${height}`, shape, words);
   });
@@ -110,14 +110,16 @@ async function smaller(file) {
   return canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 });
 }
 
-// Puts the server's words under the field that they are about. False: there is no such field.
-export function complain(form, field, words) {
+// Puts the server's words under the field that they are about; `part` is an input in it. False: no such field.
+export function complain(form, field, words, part) {
   const place = form.querySelector(`[data-field="${CSS.escape(field)}"]`);
   if (!place) return false;
   place.closest("details")?.setAttribute("open", "");
   const id = `about-${field}`;
   place.append(make("p", { className: "error", id }, words));
-  for (const input of place.querySelectorAll("input:not([type=range]), select, textarea")) {
+  const inputs = [...place.querySelectorAll("input:not([type=range]), select, textarea")];
+  const meant = inputs.filter((input) => input.name === part);
+  for (const input of meant.length ? meant : inputs) {
     input.setAttribute("aria-invalid", "true");
     input.setAttribute("aria-describedby", id);
   }

@@ -124,7 +124,7 @@ export class Form {
     forgive(this.element);
     const rest = error.detail.filter((item) => {
       const place = item.loc.map(String).filter((step) => step !== "body");
-      return !complain(this.element, place[0] ?? "", item.msg.replace(/^Value error, /, ""));
+      return !complain(this.element, place[0] ?? "", item.msg, place.at(-1));
     });
     this.element.querySelector("[aria-invalid]")?.focus();
     return rest.length || !error.detail.length ? error.message : "";

@@ -128,7 +128,8 @@ export class Gallery {
     const links = item.source
       ? [make("a", { className: "button accent", href: item.source, download: item.name }, "Download")]
       : [];
-    const names = item.source ? ["use", "seed", "start", "vary", "copy", "link", "remove"] : ["use", "seed", "link", "remove"];
+    const wanted = ["use", "seed", ...(item.source ? ["start", "vary", "copy"] : []), "link", "remove"];
+    const names = wanted.filter((name) => name in this.actions);
     return [
       make("p", { className: "prompt", title: item.read }, item.read),
       make("p", { className: "facts" }, ...facts.filter(Boolean).map((text) => make("span", {}, text))),

@@ -75,6 +75,7 @@ export class Jobs {
     if (stage && stage !== job.stage) this.say(`${stage} paints`);
     Object.assign(job, { state: "running", stage, step, steps, left, part: progress ?? 0 });
     if (preview) job.preview = preview;
+    document.title = `${Math.round(100 * job.part)} % · Sote`;
   }
 
   async finish(job, result) {
@@ -103,7 +104,8 @@ export class Jobs {
   // The picture's file into memory, so that it stays when the server has let go of it.
   async load(picture) {
     try {
-      picture.source = URL.createObjectURL(await file(picture.address));
+      picture.blob = await file(picture.address);
+      picture.source = URL.createObjectURL(picture.blob);
     } catch (error) {
       if (!(error instanceof ServerError || error instanceof Away)) throw error;
       picture.gone = "The server has not kept this picture; its settings are still here.";
@@ -142,7 +144,8 @@ export class Jobs {
   }
 
   keep() {
-    const items = this.gallery.items.slice(0, MOST_KEPT).map(({ source, preview, asked, ...rest }) => rest);
+    if (!this.open) document.title = "Sote";
+    const items = this.gallery.items.slice(0, MOST_KEPT).map(({ blob, source, preview, asked, ...rest }) => rest);
     sessionStorage.setItem(KEPT, JSON.stringify(items));
   }
 

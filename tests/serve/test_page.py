@@ -30,6 +30,9 @@ CONTROL = 2  # DevTools' bit of the Ctrl key
 CODES = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowRight": 39, "ArrowLeft": 37}
 READY = "document.readyState === 'complete' && !!document.querySelector('#sizes input')"
 PAINTED = "!!document.querySelector('a[download]')"
+CLIPBOARD = (
+    "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async (text) => { window.kept = text; }}})"
+)
 SLOW = "&first_stage_steps=50&second_stage_steps=24&image_size=512x512&num_images=3"  # seconds of work
 
 
@@ -257,9 +260,7 @@ def test_a_link_with_settings_fills_the_form_and_is_made_again_from_a_picture(ta
     shown = [tab.value(name) for name in ("prompt", "seed", "size", "sampler", "compression", "width")]
     assert shown == ["a&b, c", "5", "own", "euler_a", "32", "384"]
     assert tab.js("document.getElementById('weights').checked") is False
-    tab.js(
-        "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async (text) => { window.kept = text; }}})"
-    )
+    tab.js(CLIPBOARD)
     tab.click("#paint")
     tab.until(PAINTED)
     tab.click("[data-action=link]")
@@ -297,6 +298,23 @@ def test_another_programs_parameters_are_read(tab: Tab, address: str) -> None:
         "first_stage_steps": 20, "guidance_scale": 6.5, "seed": 3, "image_size": {"width": 512, "height": 768},
         "sampler": "dpmpp_2m", "scheduler": "karras",
     }  # fmt: skip
+
+
+def test_a_picture_is_varied_and_its_settings_are_copied(tab: Tab, address: str) -> None:
+    tab.go(f"{address}#prompt=1girl&seed=5")
+    tab.js(CLIPBOARD)
+    tab.click("#paint")
+    tab.until(PAINTED)
+    tab.click("[data-action=copy]")
+    tab.until("!!window.kept")
+    assert re.match(r"1girl\nNegative prompt: oldest\nSteps: 8, .*Seed: 5, ", str(tab.js("kept")))
+    tab.click("[data-action=vary]")
+    tab.until("document.querySelectorAll('#variations img').length === 1")
+    tab.js("document.querySelector('a[download]').remove()")
+    tab.click("#paint")
+    tab.until(f"{PAINTED} && document.querySelectorAll('.tile').length === 2")
+    tab.click("#variations .remove")
+    assert tab.js("document.querySelectorAll('#variations img').length") == 0
 
 
 def test_nothing_is_wider_than_a_phone(tab: Tab, address: str) -> None:
@@ -361,9 +379,8 @@ def test_a_full_line_says_when_to_come_again(tab: Tab, service: Local, part: Mod
             tab.click("#paint")
         tab.until("!document.getElementById('problem').hidden")
         assert "Try again" in tab.text("#problem button")
-        tab.js(
-            "document.querySelectorAll('.tile').forEach((tile) => { tile.click(); document.querySelector('[data-action=cancel]').click(); })"
-        )
+        for _ in range(2):
+            tab.press("Escape")
         tab.until("!document.querySelector('.tile')")
         tab.click("#problem button")
         tab.until("!!document.querySelector('.tile')")
