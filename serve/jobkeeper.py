@@ -151,6 +151,7 @@ class Keeper:
 
     async def _wait(self, live: Live, seconds: float, *, attempts: int) -> None:
         """Back to its place in line. The desk's reasons are mostly the same for all jobs of a visitor."""
+        live.is_refused = True
         self.line.hold(live.record.visitor, until=_soon(seconds))
         if not await self.set(live, state="IN_QUEUE", started=None, attempts=attempts):
             return

@@ -24,6 +24,7 @@ class Live:
     progress: Progress | None = None
     shown: Progress | None = None  # as it is on disk
     wish: Literal["run", "cancel", "stop"] = "run"
+    is_refused: bool = False  # the desk has told it to wait at least once
     is_saved: bool = True  # False: the disk would not take its end, so it is kept here
     painting: asyncio.Task[Any] | None = None
     tending: asyncio.Task[Any] | None = None  # what works on its state now

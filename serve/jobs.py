@@ -145,6 +145,9 @@ class Jobs:
 
     def _sight(self, live: Live) -> Sight:
         record, position = live.record, self.keeper.line.position(live)
+        if live.is_refused and record.state == "IN_PROGRESS" and live.progress is None:
+            # It asks again whether there is room: not to be seen as a start each time
+            record, position = record.model_copy(update={"state": "IN_QUEUE", "started": None}), 0
         left = seconds_left(record, live.progress, now=self.now())
         if position is not None and self.keeper.recent_seconds is not None:
             left = (position // self.part.running + 1) * self.keeper.recent_seconds

@@ -16,13 +16,21 @@ import uvicorn
 
 from sote.cluster.errors import RunFailed
 from sote.serve import api, keys
-from sote.serve.about import About, Hashes
+from sote.serve.about import About
 from sote.serve.access import Gate
 from sote.serve.context import Context
 from sote.serve.recipe import AccessPart, JobsPart, ModelPart, ServeRecipe
 from tests.serve.brush import Brush, Clock, House, until
 
 ASKED = {"prompt": "1girl, cat ears", "seed": 7}
+
+
+@dataclass
+class Run:
+    """A run folder, and weights for what the server says about itself."""
+
+    path: Path
+    model: ModelPart
 
 
 @dataclass
@@ -51,12 +59,12 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(run: Path, *, access: AccessPart | None = None) -> AsyncIterator[Server]:
+async def serving(run: Run, *, access: AccessPart | None = None) -> AsyncIterator[Server]:
     """The whole application behind a real HTTP server; what paints is a Brush."""
     clock, brush = Clock(), Brush()
     jobs_part = JobsPart(keep_seconds=100, running=1, max_waiting=2)
-    recipe = ServeRecipe(run=str(run), model=ModelPart(name="brush"), jobs=jobs_part, access=access or AccessPart())
-    house = House(run, clock, part=jobs_part, recipe=recipe)
+    recipe = ServeRecipe(run=str(run.path), model=run.model, jobs=jobs_part, access=access or AccessPart())
+    house = House(run.path, clock, part=jobs_part, recipe=recipe)
     jobs = house.jobs(brush)
     context = Context(
         recipe=recipe,
@@ -66,7 +74,7 @@ async def serving(run: Path, *, access: AccessPart | None = None) -> AsyncIterat
         jobs=jobs,
         results=jobs.results,
         figures=jobs.desk.figures,
-        about=About(recipe, (), Hashes([], kept=run / "hashes.json")),
+        about=About.of(recipe),
     )
     server = uvicorn.Server(uvicorn.Config(api.build(context), port=0, log_config=None, timeout_graceful_shutdown=2))
     running = asyncio.create_task(server.serve())
@@ -96,11 +104,11 @@ async def events(client: httpx.AsyncClient, url: str, **headers: str) -> AsyncIt
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
+def run(tmp_path: Path, part: ModelPart) -> Run:
+    return Run(tmp_path / "run", part)
 
 
-def test_a_job_is_asked_for_followed_and_fetched(run: Path) -> None:
+def test_a_job_is_asked_for_followed_and_fetched(run: Run) -> None:
     async def main() -> None:
         async with serving(run) as server:
             made = await server.made(num_images=2)
@@ -126,7 +134,7 @@ def test_a_job_is_asked_for_followed_and_fetched(run: Path) -> None:
     asyncio.run(main())
 
 
-def test_events_come_in_order_with_previews_and_end_with_the_job(run: Path) -> None:
+def test_events_come_in_order_with_previews_and_end_with_the_job(run: Run) -> None:
     async def main() -> None:
         async with serving(run) as server:
             await server.made(seed=1)
@@ -158,7 +166,7 @@ def test_events_come_in_order_with_previews_and_end_with_the_job(run: Path) -> N
 
 
 @pytest.mark.parametrize("number", ["x", "9" * 5000, "-1", "1.5", "1 1"])
-def test_a_last_event_id_that_is_no_number_is_passed_over(run: Path, number: str) -> None:
+def test_a_last_event_id_that_is_no_number_is_passed_over(run: Run, number: str) -> None:
     async def main() -> None:
         async with serving(run) as server:
             server.brush.gate.set()
@@ -170,7 +178,7 @@ def test_a_last_event_id_that_is_no_number_is_passed_over(run: Path, number: str
     asyncio.run(main())
 
 
-def test_who_leaves_the_events_cancels_nothing(run: Path) -> None:
+def test_who_leaves_the_events_cancels_nothing(run: Run) -> None:
     async def main() -> None:
         async with serving(run) as server:
             made = await server.made()
@@ -185,7 +193,7 @@ def test_who_leaves_the_events_cancels_nothing(run: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/cancel"), ("POST", "/cancel"), ("DELETE", "")])
-def test_a_job_is_cancelled_by_each_way_and_its_followers_are_told(run: Path, method: str, path: str) -> None:
+def test_a_job_is_cancelled_by_each_way_and_its_followers_are_told(run: Run, method: str, path: str) -> None:
     async def main() -> None:
         async with serving(run) as server:
             made = await server.made()
@@ -211,7 +219,7 @@ def test_a_job_is_cancelled_by_each_way_and_its_followers_are_told(run: Path, me
     asyncio.run(main())
 
 
-def test_a_job_that_is_over_is_removed_with_its_pictures(run: Path) -> None:
+def test_a_job_that_is_over_is_removed_with_its_pictures(run: Run) -> None:
     async def main() -> None:
         async with serving(run) as server:
             server.brush.gate.set()
@@ -225,7 +233,7 @@ def test_a_job_that_is_over_is_removed_with_its_pictures(run: Path) -> None:
     asyncio.run(main())
 
 
-def test_the_result_of_a_failed_job_has_the_status_of_its_error(run: Path) -> None:
+def test_the_result_of_a_failed_job_has_the_status_of_its_error(run: Run) -> None:
     async def main() -> None:
         async with serving(run) as server:
             server.brush.errors = [RunFailed("decoder: step 3 of 10: values are not finite")]
@@ -241,7 +249,7 @@ def test_the_result_of_a_failed_job_has_the_status_of_its_error(run: Path) -> No
     asyncio.run(main())
 
 
-def test_a_full_line_is_429_with_retry_after(run: Path) -> None:
+def test_a_full_line_is_429_with_retry_after(run: Run) -> None:
     async def main() -> None:
         async with serving(run) as server:
             for seed in (1, 2, 3):
@@ -263,7 +271,7 @@ def test_a_full_line_is_429_with_retry_after(run: Path) -> None:
         ({"unknown": 1}, "unknown"),
     ],
 )
-def test_what_cannot_be_made_is_422_and_names_the_field(run: Path, fields: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_made_is_422_and_names_the_field(run: Run, fields: dict[str, Any], message: str) -> None:
     async def main() -> None:
         async with serving(run) as server:
             answer = await server.client.post("/v1/jobs", json=ASKED | fields)
@@ -273,7 +281,7 @@ def test_what_cannot_be_made_is_422_and_names_the_field(run: Path, fields: dict[
     asyncio.run(main())
 
 
-def test_a_webhooks_secret_is_told_once(run: Path) -> None:
+def test_a_webhooks_secret_is_told_once(run: Run) -> None:
     async def main() -> None:
         async with serving(run) as server:
             made = await server.made(webhook_url="http://127.0.0.1:9/")
@@ -285,7 +293,7 @@ def test_a_webhooks_secret_is_told_once(run: Path) -> None:
     asyncio.run(main())
 
 
-def test_the_list_shows_own_jobs_the_newest_first_and_no_prompts(run: Path, tmp_path: Path) -> None:
+def test_the_list_shows_own_jobs_the_newest_first_and_no_prompts(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     ada, eve = (keys.add(path, name, keys.Limits()) for name in ("ada", "eve"))
 
@@ -330,7 +338,7 @@ def test_the_list_shows_own_jobs_the_newest_first_and_no_prompts(run: Path, tmp_
         "0" * 32 + ".txt",
     ],
 )
-def test_a_picture_that_is_none_is_404_in_words(run: Path, name: str) -> None:
+def test_a_picture_that_is_none_is_404_in_words(run: Run, name: str) -> None:
     async def main() -> None:
         async with serving(run) as server:
             answer = await server.client.get(f"/v1/results/{name}")
@@ -341,7 +349,7 @@ def test_a_picture_that_is_none_is_404_in_words(run: Path, name: str) -> None:
     asyncio.run(main())
 
 
-def test_a_picture_is_gone_when_its_time_is_over(run: Path) -> None:
+def test_a_picture_is_gone_when_its_time_is_over(run: Run) -> None:
     async def main() -> None:
         async with serving(run) as server:
             server.brush.gate.set()
@@ -354,7 +362,7 @@ def test_a_picture_is_gone_when_its_time_is_over(run: Path) -> None:
     asyncio.run(main())
 
 
-def test_the_document_says_all_that_the_routes_answer(run: Path) -> None:
+def test_the_document_says_all_that_the_routes_answer(run: Run) -> None:
     async def main() -> None:
         async with serving(run) as server:
             document = (await server.client.get("/openapi.json")).json()
@@ -382,7 +390,7 @@ def test_the_document_says_all_that_the_routes_answer(run: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_silent_stream_is_kept_open_by_comments(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_stream_is_kept_open_by_comments(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sote.serve.jobs.STILL_SECONDS", 0.05)
 
     async def main() -> None:
