@@ -34,8 +34,9 @@ class Plan:
     @staticmethod
     def of(name: StageName, stage: Stage, *, strength: float = 1.0) -> "Plan":
         """The plan of a stage. `strength` in (0, 1] below 1 keeps the low end of a finer grid, so that a picture to
-        start from is painted anew in part, still in `stage.steps` steps (ComfyUI's denoise)."""
-        steps = stage.steps if strength >= 1 else int(stage.steps / strength)
+        start from is painted anew in part, still in `stage.steps` steps (ComfyUI's denoise). No grid is finer than
+        ComfyUI's table: what is less strength than that leaves the picture as it is."""
+        steps = stage.steps if strength >= 1 else int(min(stage.steps / strength, schedules.TABLE_ENTRIES))
         sigmas = schedules.grid(stage.scheduler, steps, shift=stage.shift)[-(stage.steps + 1) :]
         return Plan(name, stage.sampler, sigmas, guidance=stage.guidance, rescale=stage.rescale)
 
@@ -123,9 +124,10 @@ def _multistep(
 ) -> Tensor:
     """One step in the scale where noise adds up. Lu et al. 2022, algorithm 2.
 
-    First order where there was no step before, and to sigma 0, which gives x0 itself, as ComfyUI and k-diffusion end.
+    First order where no step before came down (there was none, or the limits of sigma held it), and to sigma 0, which
+    gives x0 itself, as ComfyUI and k-diffusion end.
     """
-    is_second = (before > 0) & (t > 0)
+    is_second = (before > s) & (t > 0)
     h, h_before = torch.log(s / t), torch.log(before / s)
     second = x0_BCHW + h / (2 * h_before) * (x0_BCHW - x0_before_BCHW)
     best = torch.where(is_second, second, x0_BCHW)

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,26 @@ def test_strength_keeps_the_end_of_a_finer_grid(strength: float, whole: int) -> 
     for scheduler in schedules.SCHEDULERS:
         plan = Plan.of("prior", Stage(10, 1.0, "euler", scheduler, 2.0), strength=strength)
         assert plan.sigmas == schedules.grid(scheduler, whole, shift=2.0)[-11:]
+
+
+@pytest.mark.parametrize("sampler", schedules.SAMPLERS)
+@pytest.mark.parametrize("scheduler", schedules.SCHEDULERS)
+def test_hardly_any_strength_leaves_the_picture_as_it_is(
+    sampler: schedules.Sampler, scheduler: schedules.Scheduler
+) -> None:
+    """The finest grids hold sigma to its limits, so that some of their steps go nowhere."""
+    plan = Plan.of("prior", Stage(6, 1.0, sampler, scheduler, 0.5), strength=1e-300)
+    picture = torch.full(SHAPE, 0.7, dtype=torch.float64)
+
+    def perfect(x: Tensor, sigma_B: Tensor) -> Tensor:
+        a = (1 / (1 + sigma_B**2))[:, None, None, None]
+        return (x - a.sqrt() * picture) / (1 - a).sqrt()
+
+    noise = golden_noise()
+    start = sampling.started(picture, next(noise), plan.sigmas[0])
+    found = sample(plan, perfect, chain([start], noise)).x
+    assert plan.steps == 6
+    torch.testing.assert_close(found, picture, rtol=0, atol=0.03)
 
 
 def test_a_picture_is_started_from_at_the_noise_of_sigma() -> None:
