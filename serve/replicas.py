@@ -133,7 +133,7 @@ def _unary(handle: DeploymentHandle, method: str, asked: tuple[Any, ...]) -> Cal
         response = getattr(handle, method).remote(*asked)
         try:
             return await response
-        except asyncio.CancelledError:
+        except BaseException:  # above all that nobody waits any more
             response.cancel()
             raise
 
@@ -153,7 +153,7 @@ def _watched(
                     watch(each)
                 else:
                     return each
-        except asyncio.CancelledError:
+        except BaseException:
             steps.cancel()
             raise
         raise RayError(f"{method}: the replica ended before it answered")
