@@ -31,6 +31,8 @@ from sote.serve.cascade import Cascade
 from sote.serve.recipe import DefaultsPart, ModelPart, ServeRecipe
 from sote.serve.schema import GenerateRequest
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the server's start, on a busy machine for minutes
+
 PNG = {"Accept": "image/png"}
 LONG = {"prompt": "a", "image_size": {"width": 512, "height": 512}, "first_stage_steps": 50, "second_stage_steps": 24}
 SLOTS, QUEUE = 4, 1
