@@ -16,7 +16,7 @@ from sote.serve.line import DecoderLine, LineLost, PriorLine
 from sote.serve.prior import PriorModel
 from sote.serve.recipe import DefaultsPart, LimitsPart, ModelPart
 from sote.serve.schema import GenerateRequest, resolve
-from sote.serve.settings import Latents, Progress, Settings
+from sote.serve.settings import Latents, Pixels, Progress, Settings
 
 CPU = torch.device("cpu")
 T = TypeVar("T")
@@ -264,3 +264,17 @@ def test_broken_numbers_of_stage_a_are_an_error(part: ModelPart, prior: PriorMod
     with pytest.raises(RunFailed, match="vqgan: "):
         run(lambda: line.paint(prior.latents(settings(small)), settings(small)))
     line.close()
+
+
+def test_a_tagger_looks_at_each_picture(part: ModelPart, prior: PriorModel, small: DefaultsPart) -> None:
+    class Brightness:
+        def flagged(self, pixels_HWC: Pixels) -> tuple[str, ...]:
+            assert pixels_HWC.shape == (384, 256, 3)
+            return (f"mean {pixels_HWC.mean():.3f}",)
+
+    model = DecoderModel(part, device=CPU)
+    model.looker = Brightness()  # type: ignore[assignment]
+    line, asked = DecoderLine(model, slots=2), settings(small, num_images=2)
+    answer = run(lambda: line.paint(prior.latents(asked), asked))
+    line.close()
+    assert answer.flagged == tuple((f"mean {np.asarray(each.image).mean():.3f}",) for each in answer.images)
