@@ -50,7 +50,6 @@ function onKey(error) {
     const close = () => {
       const given = dialog.returnValue === "use" ? at("key").value.trim() : "";
       if (given) key.set(given);
-      at("key-open").hidden = !key.get();
       asking = null;
       resolve(Boolean(given));
     };
@@ -256,13 +255,13 @@ async function start() {
     key.set("");
     onKey();
   });
-  at("key-open").hidden = !key.get();
   for (let pause = 500; ; pause = Math.min(2 * pause, 5000)) {
     try {
       const about = await json("v1/about");
       const facts = factsOf(about);
       onAway(false);
       at("model").textContent = about.model;
+      at("key-open").hidden = !about.needs_key;
       at("about").replaceChildren(...foot(facts));
       new Page(facts);
       return;

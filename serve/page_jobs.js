@@ -47,8 +47,9 @@ export class Jobs {
 
   // The server does not answer, wants a key, or does not have the job any more, which alone is its end.
   async bear(job, error) {
-    if (error instanceof ServerError && error.status === 401) await this.onKey(error);
-    else if (error instanceof ServerError && error.status === 404) this.fail(job, "The server has this job no more.");
+    if (error instanceof ServerError && error.status === 401) {
+      if (!(await this.onKey(error))) this.fail(job, error.message);
+    } else if (error instanceof ServerError && error.status === 404) this.fail(job, "The server has this job no more.");
     else if (error instanceof Away || error instanceof ServerError) this.onAway(true);
     else throw error;
   }

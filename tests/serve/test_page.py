@@ -271,13 +271,15 @@ def test_a_link_with_settings_fills_the_form_and_is_made_again_from_a_picture(ta
     }  # fmt: skip
 
 
-def test_a_picture_that_is_dropped_fills_the_form(tab: Tab, address: str) -> None:
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_a_picture_that_is_dropped_fills_the_form(tab: Tab, address: str, kind: str) -> None:
     asked = {"prompt": "1girl, 猫", "seed": 11, "sampler": "ddim", "second_stage_steps": 5, "use_default_tags": True}
-    url = httpx.post(f"{address}v1/generate", json=asked, timeout=60).json()["images"][0]["url"]
+    made = httpx.post(f"{address}v1/generate", json={**asked, "output_format": kind}, timeout=60).json()
+    url = made["images"][0]["url"]
     tab.go(address)
     tab.js(
         f"fetch({url!r}).then((r) => r.blob()).then((blob) => {{ const carried = new DataTransfer(); "
-        "carried.items.add(new File([blob], 'x.png', {type: 'image/png'})); "
+        "carried.items.add(new File([blob], 'x', {type: blob.type})); "
         "document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: carried, bubbles: true})); })"
     )
     tab.until("document.getElementById('form').elements.seed.value === '11'")
@@ -386,6 +388,18 @@ def test_a_full_line_says_when_to_come_again(tab: Tab, service: Local, part: Mod
         tab.until("!!document.querySelector('.tile')")
         assert tab.js("document.getElementById('problem').hidden")
         tab.press("Escape")
+
+
+def test_a_server_that_is_away_is_said_to_be(tab: Tab, service: Local, part: ModelPart, tmp_path: Path) -> None:
+    with served(api.build(context_of(recipe_of(tmp_path, part), service))) as address:
+        tab.go(f"{address}#prompt=1girl{SLOW}")
+        tab.click("#paint")
+        tab.until("!!document.querySelector('.frame.is-painting')")
+    tab.until("!document.getElementById('notice').hidden")
+    tab.click("#paint")
+    tab.until("!document.getElementById('problem').hidden")
+    assert "cannot be reached" in tab.text("#problem p")
+    assert tab.text("#problem button") == "Try again"
 
 
 def test_a_server_with_keys_asks_for_one_and_keeps_it_out_of_addresses(
