@@ -12,7 +12,7 @@ Kind: actor.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,10 @@ class TimestepBlock(nn.Module):
         scale_B11C, shift_B11C = both_BC.to(norms.wide(x_BHWC))[:, None, None].chunk(2, dim=-1)
         return norms.scale_shift(x_BHWC, scale_B11C=1 + scale_B11C, shift_B11C=shift_B11C)
 
+    def mappers(self) -> list[nn.Module]:
+        """Of the time and of each further condition."""
+        return [cast(nn.Module, getattr(self, name)) for name in self.names]
+
 
 class Attention(nn.Module):
     """The projections of an attention, named as diffusers names them."""
@@ -175,38 +179,54 @@ class AttentionBlock(nn.Module):
         return x_BHWC + self.attention.found(self.attention.to_q(normed_BNC), key_BNC, value_BNC).view_as(x_BHWC)
 
 
+class Hoisted(NamedTuple):
+    """What a layer needs besides the picture, found for all layers at once: for each of its time blocks 1 + scale and
+    shift [B,C], float32, and for each of its attention blocks the `keys_values` of the conditions."""
+
+    scalings: tuple[tuple[Tensor, Tensor], ...]
+    kept: tuple[Tensor, ...]
+
+
 def run_layer(
     layer: list[nn.Module],
     x_BHWC: Tensor,
     times_BD: Tensor,
-    conditions: Tensor | tuple[Tensor, ...],
+    conditions: Tensor | Hoisted,
     skip_BHWC: Tensor | None,
 ) -> Tensor:
     """The blocks of a layer, one after the other. The skip is for the first.
 
-    `conditions` are the tokens after SiLU, or for each attention block of the layer its `keys_values` of them.
+    `conditions` are the tokens after SiLU, or all that is found before; the times are not looked at then.
     """
-    kept = [] if isinstance(conditions, Tensor) else list(conditions)
+    if isinstance(conditions, Hoisted):
+        return _run_hoisted(layer, x_BHWC, conditions, skip_BHWC)
     for place, block in enumerate(layer):
         if isinstance(block, ResBlock):
             x_BHWC = block(x_BHWC, skip_BHWC if place == 0 else None)
         elif isinstance(block, TimestepBlock):
             x_BHWC = block(x_BHWC, times_BD)
-        elif isinstance(conditions, Tensor):
+        else:
             x_BHWC = block(x_BHWC, conditions)
+    return x_BHWC
+
+
+def _run_hoisted(layer: list[nn.Module], x_BHWC: Tensor, found: Hoisted, skip_BHWC: Tensor | None) -> Tensor:
+    scalings, kept = list(found.scalings), list(found.kept)
+    for place, block in enumerate(layer):
+        if isinstance(block, ResBlock):
+            x_BHWC = block(x_BHWC, skip_BHWC if place == 0 else None)
+        elif isinstance(block, TimestepBlock):
+            scale_BC, shift_BC = scalings.pop(0)
+            x_BHWC = norms.scale_shift(x_BHWC, scale_B11C=scale_BC[:, None, None], shift_B11C=shift_BC[:, None, None])
         else:
             x_BHWC = cast(AttentionBlock, block).with_kept(x_BHWC, kept.pop(0))
     return x_BHWC
 
 
-# Of a level, for each layer: the `keys_values` of each of its attention blocks
-Kept = Sequence[tuple[Tensor, ...]]
-
-
 class Level(nn.ModuleList):
     """The blocks of all layers of a level in one list, as diffusers has them. `run` runs a layer, compiled or not.
 
-    `attentions` says how many attention blocks each layer has.
+    `times` and `attentions` say how many time and attention blocks each layer has.
     """
 
     def __init__(self, layers: Iterable[list[nn.Module]]) -> None:
@@ -214,7 +234,10 @@ class Level(nn.ModuleList):
         super().__init__(block for layer in found for block in layer)
         size = len(found[0])
         self.layers = tuple(range(size * place, size * (place + 1)) for place in range(len(found)))
-        self.attentions = tuple(sum(isinstance(block, AttentionBlock) for block in layer) for layer in found)
+        self.times, self.attentions = (
+            tuple(sum(isinstance(block, kind) for block in layer) for layer in found)
+            for kind in (TimestepBlock, AttentionBlock)
+        )
         self.recomputed = [False] * len(found)
         self.run: Callable[..., Tensor] = run_layer
 
@@ -226,7 +249,7 @@ class Level(nn.ModuleList):
                 block.keep_little = not is_recomputed
 
     def forward(
-        self, x_BHWC: Tensor, times_BD: Tensor, conditions: Tensor | Kept, skip_BHWC: Tensor | None = None
+        self, x_BHWC: Tensor, times_BD: Tensor, conditions: Tensor | Sequence[Hoisted], skip_BHWC: Tensor | None = None
     ) -> Tensor:
         if skip_BHWC is not None and x_BHWC.shape[1:3] != skip_BHWC.shape[1:3]:  # an odd size, halved and doubled
             x_BHWC = resized(x_BHWC, height=skip_BHWC.shape[1], width=skip_BHWC.shape[2])

@@ -182,8 +182,9 @@ class CascadeUNet(nn.Module):
         self, noised_BCHW: Tensor, *, time_B: Tensor, conditions: Conditions, guide_BHWC: Tensor | None = None
     ) -> Tensor:
         """What `forward` gives, to rounding, from what `conditions` and `guide` gave. For sampling, in eval mode."""
-        by_level = conditions.by_level(self._levels)
-        return self._noise_in(self._embedded(noised_BCHW), self._times(time_B), by_level, guide_BHWC)
+        times_BD = self._times(time_B)
+        hoisted = conditions.by_level(self._levels, times_BD)
+        return self._noise_in(self._embedded(noised_BCHW), times_BD, hoisted, guide_BHWC)
 
     def checkpoint_blocks(self, share: float) -> None:
         """Compute that share of the layers twice, evenly spread, instead of keeping what they compute in between."""
@@ -281,7 +282,7 @@ class CascadeUNet(nn.Module):
         self,
         x_BHWC: Tensor,
         times_BD: Tensor,
-        conditions: Sequence[Tensor | blocks.Kept],
+        conditions: Sequence[Tensor | Sequence[blocks.Hoisted]],
         guide_BHWC: Tensor | None,
     ) -> Tensor:
         """`conditions` are those of each level, down and then up."""
@@ -293,7 +294,9 @@ class CascadeUNet(nn.Module):
         found_BCHW = self.clf(self._down_and_up(x_BHWC, times_BD, conditions)).permute(0, 3, 1, 2)
         return functional.pixel_shuffle(found_BCHW, self.config.patch_size).contiguous()
 
-    def _down_and_up(self, x_BHWC: Tensor, times_BD: Tensor, conditions: Sequence[Tensor | blocks.Kept]) -> Tensor:
+    def _down_and_up(
+        self, x_BHWC: Tensor, times_BD: Tensor, conditions: Sequence[Tensor | Sequence[blocks.Hoisted]]
+    ) -> Tensor:
         told = iter(conditions)
         skips_BHWC: list[Tensor | None] = []
         for level, scaler, mappers in zip(

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sote.train import standins
+from sote.train import lora, standins
 from sote.train.conditions import Conditions
+from sote.train.recipe import LoraPart
 from sote.train.unet import CascadeUNet, Config
 
 WIDTH, IMAGE = standins.TEXT_WIDTH, standins.IMAGE_WIDTH
@@ -123,11 +124,22 @@ def test_a_step_computes_nothing_of_the_text_again(prior: CascadeUNet) -> None:
         with FlopCounterMode(display=False) as counter:
             prior.denoise(_normal(1, 16, 4, 4), time_B=torch.tensor([0.5]), conditions=conditions)
         # Only the attention itself grows with the text
-        return counter.get_total_flops() - sum(
-            flops for name, flops in counter.get_flop_counts()["Global"].items() if "attention" in str(name)
-        )
+        attention = [flops for name, flops in counter.get_flop_counts()["Global"].items() if "attention" in str(name)]
+        return int(counter.get_total_flops() - sum(attention))
 
     assert operations(77) == operations(152)
+
+
+def test_adapters_of_a_training_are_heeded() -> None:
+    model = CascadeUNet(Config.of(standins.PRIOR_CONFIG))
+    part = LoraPart(targets=("mapper", "mapper_sca", "to_k", "kv_mapper.1"), rank=2, alpha=2.0)
+    lora.attach(model, part, seed=0)
+    for name, parameter in model.named_parameters():
+        if lora.is_adapter(name):
+            nn.init.normal_(parameter, std=0.3)
+    model.eval().requires_grad_(False)
+    wanted, found = _both(model, 13, None)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
 
 
 def test_compiled_layers_take_hoisted_conditions_in_one_graph_of_a_form() -> None:
