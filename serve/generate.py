@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from sote.cluster import devices, storage
 from sote.cluster.errors import RequestError, UserError
-from sote.serve import plan
 from sote.serve.recipe import AccessPart, ReplicasPart, ServeRecipe
 from sote.serve.schema import GenerateRequest
 from sote.serve.settings import OutputFormat
@@ -55,6 +54,8 @@ def check(recipe: ServeRecipe, out: Path) -> list[Path]:
     files = [out.with_name(f"{out.stem}{number}{out.suffix}") for number in numbers]
     if there := [path for path in files if path.exists()]:
         raise UserError(f"--out {out}: {there[0]} is there already; name another file, or remove it")
+    from sote.serve import plan
+
     if any(device.torch_name.startswith("cuda") for device in devices.found()):
         plan.weights(recipe)
     else:
