@@ -188,6 +188,10 @@ def _info_of(text: str) -> PictureInfo:
         info = pictures.comment_of(image) or ""
     except BROKEN:
         raise RequestError("image: no PNG, JPEG or WebP picture that can be read") from None
-    items = {name: value for name, value in image.info.items() if name != "parameters" and isinstance(value, str)}
+    items = {
+        name: value
+        for name, value in image.info.items()
+        if isinstance(name, str) and name != "parameters" and isinstance(value, str)
+    }
     found = parameters.read(info)
     return PictureInfo(info=info, items=items, parameters=found, request=parameters.request_of(found))

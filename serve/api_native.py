@@ -89,7 +89,7 @@ def picture_wanted(accept: str) -> Wanted | None:
 
 def timings_of(painting: Painting) -> dict[str, float]:
     """Seconds: of each stage, of its wait in line, and `inference` for all of it."""
-    found = {}
+    found: dict[str, float] = {}
     for work in painting.work:
         found[work.stage] = round(work.seconds, 4)
         found[f"{work.stage}_waited"] = round(work.waited_seconds, 4)

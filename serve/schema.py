@@ -57,7 +57,7 @@ def _from_preset(value: object) -> object:
 
 Size = Annotated[ImageSize, BeforeValidator(_from_preset, json_schema_input_type=ImageSize | Preset)]
 PROMPT = "newest, extremely aesthetic, best quality, 1girl, solo, cat ears"
-EXAMPLES: list[dict[str, Any]] = [
+EXAMPLES: list[Any] = [
     {"prompt": PROMPT, "seed": 7},
     {
         "prompt": "1girl, (cat ears:1.2), night sky",

@@ -27,7 +27,7 @@ NAMES: Final = {
     "output_quality": "output_compression",
 }
 WITHOUT_EFFECT = "Taken for OpenAI's clients, without effect"
-EXAMPLES: list[dict[str, Any]] = [
+EXAMPLES: list[Any] = [
     {"prompt": "1girl, solo, cat ears", "n": 1, "size": "1024x1536", "response_format": "b64_json"},
     {"prompt": "1girl, night sky", "stream": True, "partial_images": 2, "negative_prompt": "worst quality", "seed": 7},
 ]

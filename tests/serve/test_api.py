@@ -184,15 +184,21 @@ class Broken:
         return {}
 
 
+def raised(cause: Exception) -> RayTaskError:
+    """As a handle of Ray's raises what a replica did."""
+    error: RayTaskError = RayTaskError("paint", "trace", cause)  # type: ignore[no-untyped-call]
+    return error
+
+
 FAILURES: list[tuple[BaseException, int, str]] = [
     (Busy("the line is full; come again in 7 s", retry_after_seconds=7), 429, "come again in 7 s"),
     (RunFailed("prior: step 3 gave values that are not finite"), 500, "prior: step 3"),
     (NoMemory("decoder: no memory for 2048x2048"), 503, "no memory for 2048x2048"),
     (RayActorError(), 503, "was lost while it worked on this; ask again"),
     (DeploymentUnavailableError.__new__(DeploymentUnavailableError), 503, "a model is not up"),
-    (RayTaskError("paint", "trace", RunFailed("vqgan: not finite")), 500, "vqgan: not finite"),
-    (RayTaskError("paint", "trace", Busy("full", retry_after_seconds=2)).as_instanceof_cause(), 429, "full"),
-    (RayTaskError("paint", "trace", RequestError("image_url: no encoder")), 422, "no encoder"),
+    (raised(RunFailed("vqgan: not finite")), 500, "vqgan: not finite"),
+    (raised(Busy("full", retry_after_seconds=2)).as_instanceof_cause(), 429, "full"),  # type: ignore[no-untyped-call]
+    (raised(RequestError("image_url: no encoder")), 422, "no encoder"),
     (AccessError("num_images: 4 asked for", status=403), 403, "4 asked for"),
     (ZeroDivisionError("secret"), 500, "the server failed; its log says more"),
 ]

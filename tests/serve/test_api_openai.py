@@ -6,7 +6,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import pytest
@@ -170,7 +170,7 @@ def test_who_leaves_a_stream_ends_its_painting(context: Context) -> None:
         stream = EventStream(_events(watched, first, Partial(3, 1, 1), size="1x1"), watched)
         sent = asyncio.Event()
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.body":
                 sent.set()
 
