@@ -50,7 +50,7 @@ class Replicas:
     `slots`: pictures that step together in a replica of the prior, for what Busy says about when to come again.
     """
 
-    def __init__(self, prior: DeploymentHandle, decoder: DeploymentHandle, *, slots: int) -> None:
+    def __init__(self, prior: DeploymentHandle[Any], decoder: DeploymentHandle[Any], *, slots: int) -> None:
         self.prior, self.decoder, self.slots = prior, decoder, slots
         self.recent_seconds = 1.0  # of the prior's work for a request
 
@@ -85,7 +85,7 @@ class Replicas:
         )
 
     async def _asked(
-        self, stage: StageName, handle: DeploymentHandle, method: str, *asked: Any, watch: Watch | None = None
+        self, stage: StageName, handle: DeploymentHandle[Any], method: str, *asked: Any, watch: Watch | None = None
     ) -> Any:
         """What `method` of a replica answers, whatever happens to replicas meanwhile."""
         is_accepted = IS_ACCEPTED.get() or stage == "decoder"
@@ -126,7 +126,7 @@ class Replicas:
         return Busy(f"the line is full; come again in {seconds} s", retry_after_seconds=seconds)
 
 
-def _unary(handle: DeploymentHandle, method: str, asked: tuple[Any, ...]) -> Callable[[], Awaitable[Any]]:
+def _unary(handle: DeploymentHandle[Any], method: str, asked: tuple[Any, ...]) -> Callable[[], Awaitable[Any]]:
     """A call that answers once. Cancelling its await cancels the work in the replica."""
 
     async def call() -> Any:
@@ -141,7 +141,7 @@ def _unary(handle: DeploymentHandle, method: str, asked: tuple[Any, ...]) -> Cal
 
 
 def _watched(
-    handle: DeploymentHandle, method: str, asked: tuple[Any, ...], *, watch: Watch
+    handle: DeploymentHandle[Any], method: str, asked: tuple[Any, ...], *, watch: Watch
 ) -> Callable[[], Awaitable[Any]]:
     """A call that tells of its progress on the way. Its replica's method has the name with `_watched` behind it."""
 
