@@ -7,6 +7,7 @@ Kind: wiring.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from sote.cluster.errors import RunFailed
@@ -25,6 +26,7 @@ class Care:
 
     def __init__(self, keeper: Keeper) -> None:
         self.keeper, self.files, self.results = keeper, keeper.files, keeper.results
+        self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Take over what others left, and go on looking after it. Raises OSError where the folder cannot be used."""
@@ -57,23 +59,18 @@ class Care:
                 self.keeper.take_in(mine.model_copy(update={"state": "IN_QUEUE", "started": None}))
 
     async def _tick_on(self) -> None:
-        ticks = 0
-        while not self.keeper.stopping.is_set():
-            for every, work in (
-                (BEAT_TICKS, self._beat),
-                (1, self._meet),
-                (BEAT_TICKS, self.adopt),
-                (SWEEP_TICKS, self.sweep),
-            ):
-                if ticks % every == 0:
-                    try:
-                        await work()
-                    except OSError as error:  # a disk that is full or away for a while
-                        log.error("jobs not looked after: %s", error)
+        keeper, ticks = self.keeper, 0
+        while not keeper.stopping.is_set():
+            if ticks % SWEEP_TICKS == 0 and not (self._sweeping and not self._sweeping.done()):
+                self._sweeping = keeper.spawn(_minded(self.sweep))  # it may take longer than others wait for a beat
+            await _minded(self._meet)
+            if ticks % BEAT_TICKS == 0:
+                await _minded(self._beat)
+                await _minded(self.adopt)
             ticks += 1
-            self.keeper.pump()
-            self.keeper.desk.figures.jobs({"IN_QUEUE": len(self.keeper.line), "IN_PROGRESS": len(self.keeper.running)})
-            await happens(self.keeper.stopping, seconds=TICK_SECONDS)
+            keeper.pump()
+            keeper.desk.figures.jobs({"IN_QUEUE": len(keeper.line), "IN_PROGRESS": len(keeper.running)})
+            await happens(keeper.stopping, seconds=TICK_SECONDS)
 
     async def _meet(self) -> None:
         """Meet other servers: they see how far the jobs are, and say what is to be cancelled."""
@@ -113,6 +110,14 @@ class Care:
         for live in [each for each in self.keeper.live.values() if not each.is_saved and each.record.is_ended]:
             if await self.keeper.set(live) and (live.is_saved or (live.record.expires or 0) <= self.keeper.now()):
                 self.keeper.ended(live)
+
+
+async def _minded(work: Callable[[], Awaitable[None]]) -> None:
+    """Do it; a disk that is full or away for a while is no reason to end."""
+    try:
+        await work()
+    except OSError as error:
+        log.error("jobs not looked after: %s", error)
 
 
 async def happens(event: asyncio.Event, *, seconds: float) -> None:

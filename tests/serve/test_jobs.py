@@ -149,7 +149,7 @@ def test_a_visitor_at_their_own_limit_does_not_hold_up_the_others(house: House) 
         async with house.open(brush) as jobs:
             own = [(await jobs.create(asked(seed), slow, base_url=BASE)).record.id for seed in (1, 2, 3)]
             await jobs.create(asked(4), fast, base_url=BASE)
-            await until(lambda: sorted(brush.done) == [1, 4], seconds=5)
+            await until(lambda: sorted(brush.done) == [1, 4])
             for _ in range(20):  # while they ask again and again
                 states = [seen.record.state if (seen := await jobs.sight(id, slow)) else None for id in own[1:]]
                 assert states == ["IN_QUEUE", "IN_QUEUE"]
