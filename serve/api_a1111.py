@@ -41,10 +41,10 @@ def routes(context: Context) -> APIRouter:
                 chosen.check(asked.override_settings, field="override_settings.sd_model_checkpoint")
             native = asked.native(context.recipe.defaults, samples_format=chosen.samples_format(visitor.name))
             settings = await context.desk.settings(native, visitor)
+            with underway.begun(visitor.name, Run(job, settings)) as run:
+                painting = await run.result(context.desk.paint(settings, visitor, watch=run.see))
         except RequestError as error:
             raise renamed(error, NAMES) from error
-        with underway.begun(visitor.name, Run(job, settings)) as run:
-            painting = await run.result(context.desk.paint(settings, visitor, watch=run.see))
         images = painting.images if painting is not None and asked.send_images is not False else ()
         info = _info(asked, settings, painting, run) | chosen.model_info()
         return PaintAnswer(

@@ -68,11 +68,11 @@ def routes(context: Context) -> APIRouter:
         _check_model(asked.model, context.about.name)
         try:
             settings = await context.desk.settings(asked.native(), visitor)
+            if asked.stream:
+                return await _streamed(asked, settings, visitor=visitor, context=context)
+            painting = await context.desk.paint(settings, visitor)
         except RequestError as error:
             raise renamed(error, NAMES) from error
-        if asked.stream:
-            return await _streamed(asked, settings, visitor=visitor, context=context)
-        painting = await context.desk.paint(settings, visitor)
         if asked.response_format == "b64_json":
             data = [ImageData(b64_json=_base64(painted.data), seed=painted.seed) for painted in painting.images]
         else:

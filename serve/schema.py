@@ -9,7 +9,7 @@ Kind: pure.
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sote.cluster.errors import RequestError
 from sote.serve.names import sampler_named, scheduler_named
@@ -32,13 +32,25 @@ from sote.serve.starts import start_of, variation_of
 
 MAX_PROMPT = 20_000  # characters; far beyond the text encoder, it only bounds the work of reading it
 MAX_VARIATIONS = 4
+MAX_FIELDS = 500  # of one request, with those of other programs that are ignored
 Quality = Annotated[int, Field(ge=0, le=100)]
 
 AnySampler = Annotated[Sampler, BeforeValidator(sampler_named)]
 AnyScheduler = Annotated[Scheduler, BeforeValidator(scheduler_named)]
 
 
-class ImageSize(BaseModel):
+class FewFields(BaseModel):
+    """Refuses a body of more fields than there are before it looks at each of them: a million take long to name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, body: Any) -> Any:
+        if isinstance(body, dict) and len(body) > MAX_FIELDS:
+            raise ValueError(f"{len(body)} fields; at most {MAX_FIELDS} are read")
+        return body
+
+
+class ImageSize(FewFields):
     """Size in pixels; each side a multiple of 128, 256 to 2560."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -78,7 +90,7 @@ DECODE_EXAMPLE: dict[str, Any] = {
 }
 
 
-class PictureFields(BaseModel):
+class PictureFields(FewFields):
     """What any request for pictures may say about them, and about the stages that come after the latents."""
 
     negative_prompt: str | None = Field(default=None, max_length=MAX_PROMPT)
@@ -137,7 +149,10 @@ class GenerateRequest(PictureFields):
         default=None, gt=0, le=1, description="How much of `image_url` is painted anew; left out: 0.75"
     )
     variation_image_urls: list[str] = Field(
-        default=[], max_length=MAX_VARIATIONS, description="Data URIs of pictures whose content is varied"
+        default=[],
+        max_length=MAX_VARIATIONS,
+        fail_fast=True,
+        description="Data URIs of pictures whose content is varied",
     )
     return_latents: bool = Field(default=False, description="Answer with the latents, for /v1/decode")
 

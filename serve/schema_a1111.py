@@ -160,7 +160,10 @@ class ImageToImage(TextToImage):
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE | IMAGE_EXAMPLE]})
 
     init_images: list[str] = Field(
-        min_length=1, max_length=1, description="One picture: base64 of a PNG, JPEG or WebP file, or its data URI"
+        min_length=1,
+        max_length=1,
+        fail_fast=True,
+        description="One picture: base64 of a PNG, JPEG or WebP file, or its data URI",
     )
     denoising_strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="How much is painted anew; left out: 0.75"

@@ -1,11 +1,14 @@
 """The application as a whole: its document, errors in each API's form, and input that is garbage."""
 
 import asyncio
+import base64
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +17,10 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from sote.cluster.errors import AccessError, Busy, NoMemory, RequestError, RunFailed
-from sote.serve import answers, api
+from sote.serve import answers, api, keys
+from sote.serve.access import Gate
 from sote.serve.context import Context
+from sote.serve.recipe import AccessPart
 from sote.serve.service import Painting, Watch
 from sote.serve.settings import Numbers, Settings
 
@@ -219,6 +224,36 @@ def test_each_failure_has_its_status_in_every_api(
         if status in (429, 503):
             assert int(answer.headers["Retry-After"]) >= 1
         assert answer.headers["Link"]
+
+
+def test_a_server_with_keys_asks_for_one_in_the_form_of_the_api_and_takes_it_in_every_way(
+    context: Context, tmp_path: Path
+) -> None:
+    key = keys.add(tmp_path / "keys.toml", "ada", keys.Limits(max_images=1))
+    recipe = context.recipe.model_copy(update={"access": AccessPart(keys=str(tmp_path / "keys.toml"))})
+    app = api.build(replace(context, recipe=recipe, gate=Gate.of(recipe)))
+    client = TestClient(app, base_url="http://127.0.0.1:8000")
+    for path in PATHS:
+        answer = client.post(path, json={"prompt": "a"})
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"]
+        assert "asks for a key" in message_of(answer.json())
+        wrong = client.post(path, json={"prompt": "a"}, headers={"X-API-Key": "wrong"})
+        assert (wrong.status_code, "not known" in message_of(wrong.json())) == (401, True)
+        count = {"/v1/generate": "num_images", "/v1/images/generations": "n"}.get(path, "n_iter")
+        more = client.post(path, json={"prompt": "a", count: 2}, headers={"X-API-Key": key})
+        assert (more.status_code, "max_images" in message_of(more.json())) == (403, True)
+    basic = base64.b64encode(f"user:{key}".encode()).decode()
+    for header in (f"Bearer {key}", f"Key {key}", f"Basic {basic}"):
+        assert client.get("/v1/models", headers={"Authorization": header}).status_code == 200
+
+
+def test_the_document_is_made_without_a_warning(context: Context) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        document = api.build(context).openapi()
+    ids = [operation["operationId"] for _, _, operation in operations(document)]
+    assert len(ids) == len(set(ids))
 
 
 def test_who_leaves_cancels_the_painting(context: Context) -> None:

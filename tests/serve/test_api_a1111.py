@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from pydantic import ValidationError
 
-from sote.cluster.errors import RequestError
+from sote.cluster.errors import Busy, RequestError
 from sote.serve import api
 from sote.serve.context import Context
 from sote.serve.recipe import DefaultsPart
@@ -146,13 +146,33 @@ def test_pictures_can_stay_away(client: TestClient) -> None:
 
 def test_a_picture_without_an_encoder_is_refused_in_words(client: TestClient) -> None:
     image = base64.b64encode(picture()).decode()
-    assert "this server has no encoder for pictures" in refused(client, "/sdapi/v1/img2img", init_images=[image])
+    assert "init_images: this server has no encoder for" in refused(client, "/sdapi/v1/img2img", init_images=[image])
 
 
 def picture() -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(file, "PNG")
     return file.getvalue()
+
+
+def test_a_picture_to_start_from_reaches_the_models_at_their_size(context: Context) -> None:
+    seen: list[Settings] = []
+
+    class Recorder:
+        async def paint(self, settings: Settings, *, watch: Watch | None = None) -> Painting:
+            seen.append(settings)
+            raise Busy("full", retry_after_seconds=1)
+
+    desk = replace(context.desk, service=Recorder())  # type: ignore[arg-type]
+    client = TestClient(api.build(replace(context, desk=desk)), base_url=HERE)
+    image = base64.b64encode(picture()).decode()
+    for text, fields in ((image, {}), (f"data:image/png;base64,{image}", {"denoising_strength": 0.3, "mask": ""})):
+        body = {"prompt": "a", "init_images": [text], "resize_mode": 1, "inpainting_fill": 1} | fields
+        assert client.post("/sdapi/v1/img2img", json=body).status_code == 429
+    assert [settings.strength for settings in seen] == [0.75, 0.3]
+    for settings in seen:
+        assert settings.start is not None
+        assert settings.start.shape == (32 * 9, 32 * 6, 3)
 
 
 class Slow:

@@ -134,6 +134,14 @@ def test_settings_of_the_decoder_go_with_the_latents() -> None:
     assert (found.seed, found.quality, found.prompt) == (3, 50, "")
 
 
+def test_a_million_of_anything_is_refused_as_one_thing() -> None:
+    many = {str(number): number for number in range(10_000)}
+    assert "1 validation error" in message(**many)
+    assert "10001 fields; at most 500 are read" in message(**many)
+    assert "1 validation error" in message(image_size=many)
+    assert "1 validation error" in message(variation_image_urls=list(range(10_000)))
+
+
 @pytest.mark.parametrize("seed", [-1, MAX_SEED + 1])
 def test_a_seed_that_the_generator_would_cut_is_refused(seed: int) -> None:
     assert "seed" in message(seed=seed)
