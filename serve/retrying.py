@@ -31,6 +31,7 @@ REQUEST_ID: Final = b"x-request-id"  # Serve's proxy puts its own beside the ing
 KEPT_BYTES: Final = 32 * 2**20  # of a body; a larger one is not asked again
 WAITED_SECONDS: Final = 60.0  # for an ingress that answers, from the first that did not
 PAUSE_SECONDS: Final = 0.25
+OWN: Final = "/-/"  # paths that Serve's proxy answers by itself
 LOST: Final = (500, 503)  # what Serve answers by itself where the ingress died or is not up
 MESSAGE: Final = "the server's front was lost while it worked on this; ask again"
 
@@ -47,7 +48,7 @@ class Retrying:
         self.app = app
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"].startswith(OWN):
             await self.app(scope, receive, send)
             return
         body, deadline = Body(receive), time.monotonic() + WAITED_SECONDS

@@ -97,6 +97,18 @@ def test_a_request_without_an_ingress_for_too_long_is_answered_503_in_words() ->
     assert b"ask again" in body["body"]
 
 
+def test_what_serve_says_of_itself_passes() -> None:
+    app, seen = server("is away")
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(Retrying(app)({**SCOPE, "path": "/-/healthz", "headers": []}, _receiving(b""), send))
+    assert sent[0]["status"] == 503
+    assert len(seen) == 1
+
+
 def test_nobody_is_asked_again_for_a_client_that_went_away() -> None:
     seen = []
 
