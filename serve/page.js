@@ -198,7 +198,9 @@ class Page {
     event.preventDefault();
     const drop = event.target.closest?.(".drop");
     document.body.classList.toggle("is-dropping", event.type === "dragover" && !drop);
-    for (const one of document.querySelectorAll(".drop")) one.classList.toggle("is-over", event.type === "dragover" && one === drop);
+    for (const one of document.querySelectorAll(".drop")) {
+      one.classList.toggle("is-over", event.type === "dragover" && one === drop);
+    }
     if (event.type !== "drop") return;
     const files = [...event.dataTransfer.files];
     if (drop) this.takeAsPicture(files, drop);

@@ -41,7 +41,8 @@ export class Form {
     element.querySelector("[data-field=strength]").hidden = !facts.takesPictures;
     element.querySelector("[data-field=variation_image_urls]").hidden = !facts.takesVariations;
     element.querySelector("#fold-pictures").hidden = !facts.takesPictures && !facts.takesVariations;
-    this.variations = new Pictures(element.querySelector("#variations"), { most: facts.maxVariations, bytes, onChange });
+    const most = facts.maxVariations;
+    this.variations = new Pictures(element.querySelector("#variations"), { most, bytes, onChange });
   }
 
   // What is asked for: only what differs from the server's own settings, so that those stay the server's.
@@ -75,7 +76,8 @@ export class Form {
   fill(request) {
     const { fields, facts } = this;
     const all = { strength: STRENGTH, seed: "", profile: "", ...facts.defaults, ...request };
-    for (const name of ["prompt", "negative_prompt", "seed", ...NUMBERS, ...CHOICES]) fields[name].value = all[name] ?? "";
+    const named = ["prompt", "negative_prompt", "seed", ...NUMBERS, ...CHOICES];
+    for (const name of named) fields[name].value = all[name] ?? "";
     for (const name of SWITCHES) fields[name].checked = Boolean(all[name]);
     const { width, height } = all.image_size;
     const buttons = [...this.element.querySelectorAll("#sizes input")];

@@ -8,7 +8,8 @@ export class Gallery {
   constructor(actions, labels) {
     Object.assign(this, { actions, labels, items: [], chosen: null, tiles: new Map() });
     for (const id of ["easel", "caption", "strip", "lightbox", "stage"]) this[id] = document.getElementById(id);
-    this.strip.addEventListener("keydown", (event) => this.walk(event, () => this.tiles.get(this.chosen).button.focus()));
+    const focus = () => this.tiles.get(this.chosen).button.focus();
+    this.strip.addEventListener("keydown", (event) => this.walk(event, focus));
     this.lightbox.addEventListener("keydown", (event) => this.walk(event, () => this.enlarge()));
     this.lightbox.querySelector(".close").addEventListener("click", () => this.lightbox.close());
     this.lightbox.querySelector(".before").addEventListener("click", () => this.step(-1) && this.enlarge());
@@ -56,7 +57,8 @@ export class Gallery {
       const tile = this.tiles.get(item.id);
       tile.update(item);
       tile.choose(item.id === this.chosen);
-      if (this.strip.children[place] !== tile.element) this.strip.insertBefore(tile.element, this.strip.children[place]);
+      const there = this.strip.children[place];
+      if (there !== tile.element) this.strip.insertBefore(tile.element, there ?? null);
     });
     document.body.classList.toggle("has-pictures", this.items.length > 0);
     this.showChosen();
@@ -123,7 +125,8 @@ export class Gallery {
   ofPicture(item) {
     const { request } = item;
     const seconds = item.seconds ? `${item.seconds.toFixed(1)} s` : "";
-    const facts = [`${item.width} × ${item.height}`, `seed ${item.seed}`, ...detailsOf({ ...request, sampler: this.labels[request.sampler] }), seconds];
+    const details = detailsOf({ ...request, sampler: this.labels[request.sampler] });
+    const facts = [`${item.width} × ${item.height}`, `seed ${item.seed}`, ...details, seconds];
     const notes = (item.warnings ?? []).map((words) => make("p", { className: "note" }, words));
     const links = item.source
       ? [make("a", { className: "button accent", href: item.source, download: item.name }, "Download")]
@@ -145,7 +148,8 @@ export class Gallery {
       return [prompt, make("p", { className: "error" }, item.message), make("p", { className: "actions" }, ...buttons)];
     }
     const bar = make("progress", { max: 1, "aria-label": "Progress" });
-    return [prompt, bar, make("p", { className: "actions" }, make("span", { className: "now" }), this.button("cancel", item))];
+    const now = make("span", { className: "now" });
+    return [prompt, bar, make("p", { className: "actions" }, now, this.button("cancel", item))];
   }
 
   button(name, item) {
