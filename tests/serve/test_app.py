@@ -198,9 +198,9 @@ def test_a_changed_recipe_is_taken_over_without_a_failed_request(server: Server)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("port = ", "port = 1"), "stays while the server runs"),
+        (("127.0.0.1", "localhost"), "host: localhost instead of 127.0.0.1: stays while the server runs"),
         (("width = ", "widht = "), "widht: unknown key"),
-        (("decoder_steps = 4", "decoder_steps = 400"), "defaults.decoder_steps: Input should be less than"),
+        (("decoder_steps = 4", "decoder_steps = 400"), "defaults.decoder_steps: input should be less than"),
     ],
 )
 def test_a_recipe_that_cannot_be_served_is_said_in_a_line_and_the_one_before_goes_on(
