@@ -39,7 +39,15 @@ from sote.serve.service import Painting, Watch
 from sote.serve.settings import Progress, Settings
 
 STILL_SECONDS = 15.0  # without an event a comment is sent: proxies cut silent streams
-STREAM = {"schema": {"type": "string"}, "example": "event: image_generation.completed\ndata: {...}\n\n"}
+EVENT: dict[str, Any] = {  # as FastAPI writes events: OpenAPI 3.2's itemSchema
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["image_generation.partial_image", "image_generation.completed", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
+STREAM = {"itemSchema": EVENT, "example": "event: image_generation.completed\ndata: {...}\n\n"}
 ANSWERS: dict[int | str, dict[str, Any]] = documented("openai", 400, 404, 429, 503) | {
     200: {
         "content": {"text/event-stream": STREAM},

@@ -7,16 +7,20 @@ import json
 import threading
 import time
 from collections.abc import Iterator, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from sote.serve.api_openai import Partial, Watched
+from sote.cluster.errors import RunFailed
+from sote.serve import api
+from sote.serve.api_openai import EventStream, Partial, Watched, _events
 from sote.serve.context import Context
 from sote.serve.schema_openai import ImagesRequest
-from sote.serve.settings import Progress
+from sote.serve.service import Painting, Watch
+from sote.serve.settings import Progress, Settings
 
 URL = "/v1/images/generations"
 
@@ -145,6 +149,22 @@ def test_a_stream_that_is_refused_is_an_error_with_its_own_status(client: TestCl
     assert refused(client, stream=True, size="1x1")["param"] == "size"
 
 
+def test_a_painting_that_fails_on_the_way_ends_the_stream_with_an_error(context: Context) -> None:
+    class Failing:
+        async def paint(self, settings: Settings, *, watch: Watch | None = None) -> Painting:
+            assert watch is not None
+            watch(Progress("prior", 1, 4))
+            await asyncio.sleep(0.05)
+            raise RunFailed("prior: step 2 gave values that are not finite")
+
+    desk = replace(context.desk, service=Failing())  # type: ignore[arg-type]
+    client = TestClient(api.build(replace(context, desk=desk)), base_url="http://127.0.0.1:8000")
+    [(name, data)] = events(client)
+    assert name == data["type"] == "error"
+    assert data["error"]["type"] == "server_error"
+    assert data["error"]["message"].startswith("prior: step 2")
+
+
 def test_previews_are_spread_over_both_stages() -> None:
     partial = Partial(3, prior_steps=30, decoder_steps=10)
     all_steps = [Progress("prior", step, 30, b"") for step in range(1, 31)]
@@ -157,9 +177,6 @@ def test_previews_are_spread_over_both_stages() -> None:
 
 def test_who_leaves_a_stream_ends_its_painting(context: Context) -> None:
     async def run() -> bool:
-        from sote.serve.api_openai import EventStream, _events
-        from sote.serve.service import Painting, Watch
-
         async def paint(watch: Watch) -> Painting:
             watch(Progress("prior", 1, 4, b"x"))
             await asyncio.sleep(60)
@@ -189,8 +206,6 @@ def test_who_leaves_a_stream_ends_its_painting(context: Context) -> None:
 def address(context: Context, client: TestClient) -> Iterator[str]:
     """A real server on loopback. The jobs of the context are run by `client`."""
     import uvicorn
-
-    from sote.serve import api
 
     config = uvicorn.Config(api.build(context), host="127.0.0.1", port=0, lifespan="off", log_level="warning")
     server = uvicorn.Server(config)
