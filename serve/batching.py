@@ -28,6 +28,7 @@ from sote.serve.rows import Request, Row, Seen, Stage
 from sote.serve.settings import StageName
 
 SEEN_PER_SECOND = 8  # of a request that is watched; more than an eye needs of a preview
+BEGUN_PER_SLOT = 2  # pictures that have begun, at most, for each that steps
 Shape = tuple[int, ...]
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Flight:
 
 
 class Stepper:
-    """Steps the rows of all requests, `slots` of them at most; the others wait in the order of their arrival.
+    """Steps the rows of all requests, of each shape `slots` of them at most; others wait in the order of arrival.
 
     Belongs to one thread. `is_broken`: the device itself failed, and nothing can be done in this process any more.
     """
@@ -77,8 +78,14 @@ class Stepper:
 
     @property
     def rows(self) -> int:
-        """Pictures that have steps left; those beyond the slots wait."""
+        """Pictures that have steps left; those beyond the slots of their shape wait."""
         return len(self._line)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request may begin. There is room beyond the slots, so that pictures of one size that have
+        them all do not keep those of another from stepping between them."""
+        return len(self._line) < BEGUN_PER_SLOT * self.slots
 
     def add(self, request: Request) -> None:
         """Let the rows of `request` step, from the next step on."""
@@ -122,8 +129,10 @@ class Stepper:
     def _stepping(self) -> dict[Shape, list[Row]]:
         """The rows that have slots, by their shape. A bucket that has none any more is forgotten."""
         found: dict[Shape, list[Row]] = {}
-        for row in self._line[: self.slots]:
-            found.setdefault(tuple(row.x.shape), []).append(row)
+        for row in self._line:
+            rows = found.setdefault(tuple(row.x.shape), [])
+            if len(rows) < self.slots:
+                rows.append(row)
         for shape in self._buckets.keys() - found.keys():
             del self._buckets[shape]
         return found

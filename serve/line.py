@@ -62,7 +62,7 @@ class Ask:
 
 
 class Line:
-    """The thread of one model, and what waits for it in the order of arrival. A request begins when a slot is free."""
+    """The thread of one model, and what waits for it in the order of arrival. A request begins when there is room."""
 
     def __init__(self, model: "PriorModel | DecoderModel", *, slots: int) -> None:
         from sote.serve.batching import Stepper
@@ -159,12 +159,12 @@ class Line:
         return not self._is_closing
 
     def _admit(self) -> None:
-        """Begin what waits: in order as long as there are slots, and at once what takes none."""
+        """Begin what waits: in order as long as there is room, and at once what takes none."""
         with self._awake:
             asks, self._asks = self._asks, deque()
         waiting = deque[Ask]()
         for ask in asks:
-            if ask.finish is None or (not waiting and self._stepper.rows < self._stepper.slots):
+            if ask.finish is None or (not waiting and self._stepper.has_room):
                 self._begin(ask)
             else:
                 waiting.append(ask)

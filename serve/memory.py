@@ -24,6 +24,7 @@ KEPT: Final = 2  # of each level, for the way up: its output, and that of the ma
 VQGAN_BLOCK: Final = 10  # of Stage A's: as above without the response norm
 WINDOW: Final = 77  # tokens
 WINDOWS: Final = 2  # of a prompt, for the keys and values that are kept for all steps
+JOINED: Final = 3  # copies of those: of the rows that step as one batch, and of each of twice as many that have begun
 RESERVE: Final = 1_500_000_000  # CUDA's context, the libraries' workspaces, what the allocator cannot use
 HOST_RESERVE: Final = 600_000_000  # a process with torch in it, measured on Linux
 
@@ -101,7 +102,7 @@ def _levels(config: Mapping[str, Any], cells: float) -> Iterator[float]:
 
 
 def _conditions(config: Mapping[str, Any]) -> float:
-    """Numbers of one row's keys and values, of all attention blocks."""
+    """Numbers of one row's keys and values, of all attention blocks, in all copies."""
     has_text = config.get("clip_text_in_channels") is not None
     tokens = int(config.get("clip_seq", 4)) * 2 + (WINDOW * WINDOWS if has_text else 0)
     kept = 0.0
@@ -109,4 +110,4 @@ def _conditions(config: Mapping[str, Any]) -> float:
         layers = config["down_num_layers_per_block"][place] + config["up_num_layers_per_block"][-1 - place]
         attentions = list(config["block_types_per_layer"][place]).count(ATTENTION)
         kept += 2 * tokens * channels * layers * attentions
-    return kept
+    return JOINED * kept

@@ -109,7 +109,7 @@ class ReplicasPart(Part):
     cpus: float = Field(default=0.5, ge=0)
     gpus: float = Field(default=0.0, ge=0)
     slots: int = Field(default=8, ge=1, le=64)  # pictures that step together in one replica at most; 1: no batching
-    # Beyond the slots requests wait in line, and beyond the line they are told to come again (429)
+    # Beyond twice the slots requests wait in line, and beyond the line they are told to come again (429)
     max_queued_requests: int = Field(default=16, ge=1)
     upscale_delay_seconds: float = Field(default=10.0, ge=0)
     downscale_delay_seconds: float = Field(default=300.0, ge=0)

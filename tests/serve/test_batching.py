@@ -196,6 +196,21 @@ def test_rows_beyond_the_slots_wait_in_the_order_of_arrival() -> None:
     assert requests[3].began > requests[0].began
 
 
+def test_big_pictures_that_have_all_slots_do_not_keep_a_small_one_waiting() -> None:
+    stepper = Stepper(Net(), slots=2)
+    big, small = asked(1.0, 1.0, steps=50, side=24), asked(1.0, steps=20, side=6)
+    stepper.add(big)
+    stepper.step()
+    assert stepper.has_room
+    stepper.add(small)
+    over: list[Request] = []
+    while small not in over:
+        over += stepper.step()
+    assert big.rows[0].step <= 4
+    stepper.add(asked(1.0, 1.0, steps=50, side=24))
+    assert not stepper.has_room
+
+
 def test_sizes_share_the_device_by_work_so_that_none_waits_for_another() -> None:
     stepper = Stepper(Net(), slots=8)
     big, small = asked(1.0, 1.0, 1.0, steps=50, side=24), asked(1.0, steps=50, side=6)
