@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom on the demo, and are committed without what they showed."""
 
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -19,14 +20,26 @@ def test_a_notebook_is_committed_without_what_it_showed(path: Path) -> None:
     assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
 
 
-def test_the_dataset_can_be_looked_at_by_hand(demo: Demo) -> None:
+def executed(name: str, demo: Demo) -> Any:
+    """The notebook after a run on the demo."""
     assert demo.exit_code == 0, demo.err
-    notebook = nbformat.read(FOLDER / "look_at_the_dataset.ipynb", as_version=4)
+    notebook = nbformat.read(FOLDER / name, as_version=4)
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     parameters.source = f"RUN = {str(demo.run)!r}"
     NotebookClient(
         notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
     ).execute()
+    return notebook
+
+
+def test_a_picture_can_be_painted_by_hand(demo: Demo) -> None:
+    notebook = executed("paint.ipynb", demo)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_the_dataset_can_be_looked_at_by_hand(demo: Demo) -> None:
+    notebook = executed("look_at_the_dataset.ipynb", demo)
     shown = ["".join(output.data.get("text/html", "") for output in cell.get("outputs", ())) for cell in notebook.cells]
     titles = (
         "From files to picked pictures",
