@@ -24,6 +24,7 @@ AT_HAND: Final = 2
 # A request ahead of the ingress' own work only waits, and streams stay: it must not be what limits the line
 INGRESS_REQUESTS: Final = 1024
 INGRESS_RETRY_AFTER_SECONDS: Final = 5
+UNLIMITED: Final = -1  # Serve's word
 STARTS: Final = 2  # of a replica that fails to load, before the server gives up
 HEALTH_SECONDS: Final = 2.0  # how often Serve looks; a dead replica is replaced that soon
 DRAIN_LOOKS_SECONDS: Final = 0.2  # how often a replica that is to end looks whether its work is done
@@ -118,7 +119,8 @@ def _model(kind: type, recipe: ServeRecipe, part: ReplicasPart, *, room: frozens
     return serve.deployment(name=kind.__name__)(kind).options(
         version=_digest([*made_of, part.slots]),
         max_ongoing_requests=part.slots + AT_HAND,
-        max_queued_requests=part.max_queued_requests,
+        # The decoder's line is held at the ingress (replicas.py): here nobody is sent away after the prior's work
+        max_queued_requests=part.max_queued_requests if kind is Prior else UNLIMITED,
         max_constructor_retry_count=STARTS,
         ray_actor_options={"num_cpus": part.cpus, "num_gpus": part.gpus},
         autoscaling_config={

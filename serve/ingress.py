@@ -129,7 +129,9 @@ class Ingress:
 
     def __init__(self, recipe: ServeRecipe, prior: Any, decoder: Any) -> None:
         self.recipe, self.inside = recipe, Inside()
-        self.service = Replicas(prior, decoder, slots=recipe.prior_replicas.slots)
+        part = recipe.decoder_replicas
+        places = part.slots * part.max_replicas + part.max_queued_requests
+        self.service = Replicas(prior, decoder, slots=recipe.prior_replicas.slots, places=places)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = api.build(context_of(self.recipe, self.service))

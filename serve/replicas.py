@@ -1,9 +1,10 @@
 """The models in their replicas, asked through Ray Serve's handles: what the routes' service is in the server.
 
 The ingress awaits the prior, then asks the decoder: what passes between them is below 100 KB a picture, and so each
-deployment's line and autoscaling count only its own work. A full line of the prior is the caller's to hear; once the
-prior has worked, a full line of the decoder is waited out. A replica that dies under a request loses nothing: the stage
-is asked again with the same settings, and the same seed gives the same picture.
+deployment's line and autoscaling count only its own work. A full line is the caller's to hear, that of the decoder
+before the prior begins: once the prior has worked, its request waits for the decoder, first come, first served. A
+replica that dies under a request loses nothing: the stage is asked again with the same settings, and the same seed
+gives the same picture.
 
 Kind: wiring.
 """
@@ -47,23 +48,27 @@ IS_ACCEPTED: ContextVar[bool] = ContextVar("is_accepted", default=False)
 class Replicas:
     """The service of `service.Service` over the handles of both deployments.
 
-    `slots`: pictures that step together in a replica of the prior, for what Busy says about when to come again.
+    `slots`: pictures that step together in a replica, for what Busy says about when to come again. `places`: requests
+    that are at the decoder or wait for it, beyond which no new one is begun.
     """
 
-    def __init__(self, prior: DeploymentHandle[Any], decoder: DeploymentHandle[Any], *, slots: int) -> None:
-        self.prior, self.decoder, self.slots = prior, decoder, slots
-        self.recent_seconds = 1.0  # of the prior's work for a request
+    def __init__(
+        self, prior: DeploymentHandle[Any], decoder: DeploymentHandle[Any], *, slots: int, places: int
+    ) -> None:
+        self.prior, self.decoder, self.slots, self.places = prior, decoder, slots, places
+        self.at_decoder = 0
+        self.recent_seconds = 1.0  # of both stages' work for a request
 
     async def paint(self, settings: Settings, *, watch: Watch | None = None) -> Painting:
         """As `Service.paint`. Raises RayError or DeploymentUnavailableError where a model is lost for good."""
+        self._check_decoder()
         begin = time.monotonic()
         latents: Latents = await self._asked("prior", self.prior, "latents", settings, watch=watch)
-        own = latents.work.seconds - latents.work.waited_seconds
-        self.recent_seconds += RECENT * (own - self.recent_seconds)
         return await self._painted(latents, settings, begin=begin, watch=watch)
 
     async def decode(self, latents: Numbers, settings: Settings, *, watch: Watch | None = None) -> Painting:
         """As `Service.decode`."""
+        self._check_decoder()
         begin = time.monotonic()
         pooled: Numbers = await self._asked("prior", self.prior, "pooled", settings)
         given = Latents(np.asarray(latents, np.float32), pooled, Work("prior", 0.0, 0.0, 0.0), ())
@@ -74,7 +79,13 @@ class Replicas:
         return await asyncio.to_thread(_deployments)
 
     async def _painted(self, latents: Latents, settings: Settings, *, begin: float, watch: Watch | None) -> Painting:
-        answer = await self._asked("decoder", self.decoder, "paint", latents, settings, watch=watch)
+        self.at_decoder += 1
+        try:
+            answer = await self._asked("decoder", self.decoder, "paint", latents, settings, watch=watch)
+        finally:
+            self.at_decoder -= 1
+        own = sum(work.seconds - work.waited_seconds for work in (latents.work, answer.work))
+        self.recent_seconds += RECENT * (own - self.recent_seconds)
         return Painting(
             images=tuple(answer.images),
             work=(latents.work, answer.work),
@@ -119,6 +130,11 @@ class Replicas:
                     raise self._busy() from None
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS) if is_patient else pause
+
+    def _check_decoder(self) -> None:
+        """Raises Busy where the decoder's line is full, for requests that are not taken in yet."""
+        if self.at_decoder >= self.places and not IS_ACCEPTED.get():
+            raise self._busy()
 
     def _busy(self) -> Busy:
         """A place is free when one of the requests in the replica's slots is done."""

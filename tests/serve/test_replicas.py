@@ -86,7 +86,7 @@ def service(handles: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Replic
     CALLS.clear()
     for each in TROUBLES.values():
         each.clear()
-    return Replicas(*handles, slots=4)
+    return Replicas(*handles, slots=4, places=3)
 
 
 def settings(prompt: str = "a") -> Settings:
@@ -145,6 +145,18 @@ def test_a_full_line_of_the_prior_says_when_to_come_again(service: Replicas) -> 
     with pytest.raises(Busy, match="the line is full; come again in 3 s") as found:
         paint(service)
     assert found.value.retry_after_seconds == 3  # ten seconds of work for each of four slots
+
+
+def test_nothing_is_begun_for_a_decoder_whose_line_is_full(service: Replicas) -> None:
+    service.at_decoder = 3
+    with pytest.raises(Busy, match="the line is full"):
+        paint(service)
+    with pytest.raises(Busy, match="the line is full"):
+        asyncio.run(service.decode(np.zeros((1, 16, 2, 2), np.float32), settings()))
+    assert CALLS == []
+    service.at_decoder = 2
+    assert paint(service).images[0].seed == 5
+    assert service.at_decoder == 2
 
 
 def test_a_full_line_of_the_decoder_is_waited_out(service: Replicas) -> None:
