@@ -35,9 +35,18 @@ EVENTS_EXAMPLE: Final = (
     '"steps": 30, "preview": "data:image/jpeg;base64,..."}\n\n'
     'id: 3\nevent: completed\ndata: {"status": "COMPLETED", "result": {"images": [{"url": "..."}]}}\n\n'
 )
+EVENT: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"enum": ["status", "progress", "completed", "failed", "cancelled"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 EVENTS: Final[dict[int | str, dict[str, Any]]] = {
     200: {
-        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EVENTS_EXAMPLE}},
+        "content": {"text/event-stream": {"itemSchema": EVENT, "example": EVENTS_EXAMPLE}},
         "description": "Events status, progress, and one of completed, failed, cancelled, with which it ends. The data "
         "of each is the job's status as JSON, progress has `preview`. First comes how it stands. A comment every 15 s "
         "keeps a silent stream open. Who leaves cancels nothing.",

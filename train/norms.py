@@ -32,6 +32,8 @@ def scale_shift(x_BHWC: Tensor, *, scale_B11C: Tensor, shift_B11C: Tensor) -> Te
     with without_autocast(x_BHWC):
         if torch.compiler.is_compiling():
             return scale_shift_plainly(x_BHWC, scale_B11C=scale_B11C, shift_B11C=shift_B11C)
+        if not torch.is_grad_enabled():
+            return _scaled(x_BHWC, scale_B11C, shift_B11C)
         return cast(Tensor, _ScaleShift.apply(x_BHWC, scale_B11C, shift_B11C))  # type: ignore[no-untyped-call]
 
 
@@ -45,6 +47,8 @@ def response_norm(x_BHWC: Tensor, *, gamma_111C: Tensor, beta_111C: Tensor) -> T
     with without_autocast(x_BHWC):
         if torch.compiler.is_compiling():
             return response_norm_plainly(x_BHWC, gamma_111C=gamma_111C, beta_111C=beta_111C)
+        if not torch.is_grad_enabled():
+            return _responded(x_BHWC, gamma_111C, beta_111C)[0]
         return cast(Tensor, _ResponseNorm.apply(x_BHWC, gamma_111C, beta_111C))  # type: ignore[no-untyped-call]
 
 
@@ -60,7 +64,10 @@ def response_norm_plainly(x_BHWC: Tensor, *, gamma_111C: Tensor, beta_111C: Tens
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Within, operations on the device of x take the dtypes that they are given. Meta tensors have no autocast."""
-    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # to enter and leave costs the host more than a norm
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -89,11 +96,9 @@ class _ResponseNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BHWC: Tensor, gamma_111C: Tensor, beta_111C: Tensor) -> Tensor:
-        dtype = wide(x_BHWC)
-        norm_B11C = torch.linalg.vector_norm(x_BHWC, dim=(1, 2), keepdim=True, dtype=dtype)
-        relative_B11C = norm_B11C / (norm_B11C.mean(dim=-1, keepdim=True) + EPSILON)
+        found_BHWC, norm_B11C = _responded(x_BHWC, gamma_111C, beta_111C)
         ctx.save_for_backward(x_BHWC, gamma_111C, norm_B11C)
-        return _scaled(x_BHWC, 1 + gamma_111C.to(dtype) * relative_B11C, beta_111C.to(dtype))
+        return found_BHWC
 
     @staticmethod
     @once_differentiable
@@ -114,6 +119,14 @@ class _ResponseNorm(torch.autograd.Function):
         gamma_gradient_111C = (product_B11C * norm_B11C / mean_B111).sum(dim=0, keepdim=True)
         beta_gradient_111C = _sum(gradient_BHWC).sum(dim=0, keepdim=True)
         return x_gradient_BHWC, gamma_gradient_111C.to(gamma_111C), beta_gradient_111C.to(gamma_111C)
+
+
+def _responded(x_BHWC: Tensor, gamma_111C: Tensor, beta_111C: Tensor) -> tuple[Tensor, Tensor]:
+    """The response norm of x, and the norm of each channel, [B,1,1,C]."""
+    dtype = wide(x_BHWC)
+    norm_B11C = torch.linalg.vector_norm(x_BHWC, dim=(1, 2), keepdim=True, dtype=dtype)
+    relative_B11C = norm_B11C / (norm_B11C.mean(dim=-1, keepdim=True) + EPSILON)
+    return _scaled(x_BHWC, 1 + gamma_111C.to(dtype) * relative_B11C, beta_111C.to(dtype)), norm_B11C
 
 
 def _scaled(x_BHWC: Tensor, scale_B11C: Tensor, shift: Tensor) -> Tensor:
