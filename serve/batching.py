@@ -24,11 +24,11 @@ from torch import Tensor
 from sote.cluster.errors import RunFailed
 from sote.serve import room
 from sote.serve.batch import Batch, fetch
+from sote.serve.recipe import BEGUN_PER_SLOT
 from sote.serve.rows import Request, Row, Seen, Stage
 from sote.serve.settings import StageName
 
 SEEN_PER_SECOND = 8  # of a request that is watched; more than an eye needs of a preview
-BEGUN_PER_SLOT = 2  # pictures that have begun, at most, for each that steps
 Shape = tuple[int, ...]
 
 log = logging.getLogger(__name__)

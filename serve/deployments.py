@@ -16,10 +16,10 @@ from ray import serve
 
 from sote.serve import plan
 from sote.serve.ingress import Ingress
-from sote.serve.recipe import LimitsPart, ModelPart, ReplicasPart, SafetyPart, ServeRecipe
+from sote.serve.recipe import BEGUN_PER_SLOT, LimitsPart, ModelPart, ReplicasPart, SafetyPart, ServeRecipe
 from sote.serve.settings import Latents, Numbers, Progress, Settings
 
-# Beyond the pictures that step, a replica has some requests at hand, so that a free slot never waits for Serve
+# Beyond the pictures that it can begin, a replica has some requests at hand, so that a free slot never waits for Serve
 AT_HAND: Final = 2
 # A request ahead of the ingress' own work only waits, and streams stay: it must not be what limits the line
 INGRESS_REQUESTS: Final = 1024
@@ -118,7 +118,7 @@ def _model(kind: type, recipe: ServeRecipe, part: ReplicasPart, *, room: frozens
     """The deployment of a model, scaled between the recipe's bounds. While `made_of` is the same, its replicas stay."""
     return serve.deployment(name=kind.__name__)(kind).options(
         version=_digest([*made_of, part.slots]),
-        max_ongoing_requests=part.slots + AT_HAND,
+        max_ongoing_requests=BEGUN_PER_SLOT * part.slots + AT_HAND,
         # The decoder's line is held at the ingress (replicas.py): here nobody is sent away after the prior's work
         max_queued_requests=part.max_queued_requests if kind is Prior else UNLIMITED,
         max_constructor_retry_count=STARTS,

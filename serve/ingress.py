@@ -36,9 +36,9 @@ RETRY_AFTER: Final = "5"
 ENDING: Final = "the server is ending; come again when it is back"
 
 
-def context_of(recipe: ServeRecipe, service: Service) -> Context:
-    """What the routes share, for `recipe` and whatever paints behind `service`. Raises UserError (keys, licence)."""
-    about, figures, run = About.of(recipe), Figures(), Path(recipe.run)
+def context_of(recipe: ServeRecipe, service: Service, figures: Figures | None = None) -> Context:
+    """What the routes share, for `recipe` and whatever paints behind `service`, which may count into `figures` itself. Raises UserError (keys, licence)."""
+    about, figures, run = About.of(recipe), figures or Figures(), Path(recipe.run)
     desk = Desk(recipe, service, figures)
     results = Results(run / "results", recipe.jobs.keep_seconds)
     return Context(
@@ -131,10 +131,12 @@ class Ingress:
         self.recipe, self.inside = recipe, Inside()
         part = recipe.decoder_replicas
         places = part.slots * part.max_replicas + part.max_queued_requests
-        self.service = Replicas(prior, decoder, slots=recipe.prior_replicas.slots, places=places)
+        self.figures = Figures()
+        slots = recipe.prior_replicas.slots
+        self.service = Replicas(prior, decoder, slots=slots, places=places, figures=self.figures)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = api.build(context_of(self.recipe, self.service))
+        app = api.build(context_of(self.recipe, self.service, self.figures))
         app.add_middleware(Entrance, inside=self.inside)
         gated = app.build_middleware_stack  # the gate lies outside of all that is added in the usual way
         app.build_middleware_stack = lambda: Marked(gated())  # type: ignore[method-assign]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sote.serve.recipe import DType, ServeRecipe
+from sote.serve.recipe import BEGUN_PER_SLOT, DType, ServeRecipe
 from sote.serve.sizes import DECODER_COMPRESSION
 from sote.train.shapes import ATTENTION
 from sote.train.source import Source
@@ -24,7 +24,7 @@ KEPT: Final = 2  # of each level, for the way up: its output, and that of the ma
 VQGAN_BLOCK: Final = 10  # of Stage A's: as above without the response norm
 WINDOW: Final = 77  # tokens
 WINDOWS: Final = 2  # of a prompt, for the keys and values that are kept for all steps
-JOINED: Final = 3  # copies of those: of the rows that step as one batch, and of each of twice as many that have begun
+COPIES: Final = 1 + BEGUN_PER_SLOT  # of those: of the rows that step as one batch, and of each that has begun
 RESERVE: Final = 1_500_000_000  # CUDA's context, the libraries' workspaces, what the allocator cannot use
 HOST_RESERVE: Final = 600_000_000  # a process with torch in it, measured on Linux
 
@@ -110,4 +110,4 @@ def _conditions(config: Mapping[str, Any]) -> float:
         layers = config["down_num_layers_per_block"][place] + config["up_num_layers_per_block"][-1 - place]
         attentions = list(config["block_types_per_layer"][place]).count(ATTENTION)
         kept += 2 * tokens * channels * layers * attentions
-    return JOINED * kept
+    return COPIES * kept

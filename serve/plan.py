@@ -16,7 +16,7 @@ from rich.table import Table
 from sote.cluster import devices
 from sote.cluster.devices import Device
 from sote.cluster.errors import CheckpointError, UserError
-from sote.serve import about, keys, memory
+from sote.serve import about, keys, memory, safety
 from sote.serve.memory import Need
 from sote.serve.recipe import ReplicasPart, ServeRecipe, Side
 from sote.train import modelfile
@@ -70,13 +70,14 @@ def check(recipe: ServeRecipe, *, address: str | None = None) -> dict[str, Path]
     """Find every wrong input before anything starts; returns where the weights of each field lie.
 
     Raises WeightsError or CheckpointError in one line: missing, the other stage, a config or tensors of another model,
-    cut short, or two that do not fit. Raises UserError for keys that cannot be read, a licence that asks for more, and
-    for what this machine cannot hold; a cluster at `address` cannot be seen from here.
+    cut short, or two that do not fit. Raises UserError for keys that cannot be read, a licence that asks for more, a
+    tagger that is not one, and for what this machine cannot hold; a cluster at `address` cannot be seen from here.
     """
     models = _models(recipe)
     about.check(recipe)
     if recipe.access.keys is not None:
         keys.load(Path(recipe.access.keys).expanduser())
+    safety.check(recipe.safety)
     if address is None:
         check_machine(recipe, _needs(recipe, models), tflop=_tflop(recipe, models), machine=Machine.here())
     return _paths(models)

@@ -29,6 +29,8 @@ Rescale = Annotated[float, Field(ge=0, le=1)]
 Compression = Annotated[float, Field(ge=32, le=64)]  # the seed: 42, or 32 to 64
 Shift = Annotated[float, Field(gt=0, le=10)]
 
+BEGUN_PER_SLOT = 2  # pictures that a replica has begun, at most, for each that steps
+
 
 class ModelPart(Part):
     """The weights, by key or local path, and how they compute. "auto" is bfloat16 on CUDA and float32 on a CPU."""

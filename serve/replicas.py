@@ -25,6 +25,7 @@ from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from sote.cluster.errors import Busy
+from sote.serve.figures import Figures
 from sote.serve.line import LineLost
 from sote.serve.service import Painting, Watch
 from sote.serve.settings import Latents, Numbers, Progress, Settings, StageName, Work
@@ -49,13 +50,21 @@ class Replicas:
     """The service of `service.Service` over the handles of both deployments.
 
     `slots`: pictures that step together in a replica, for what Busy says about when to come again. `places`: requests
-    that are at the decoder or wait for it, beyond which no new one is begun.
+    that are at the decoder or wait for it, beyond which no new one is begun. How many are at each stage is counted in
+    `figures`.
     """
 
     def __init__(
-        self, prior: DeploymentHandle[Any], decoder: DeploymentHandle[Any], *, slots: int, places: int
+        self,
+        prior: DeploymentHandle[Any],
+        decoder: DeploymentHandle[Any],
+        *,
+        slots: int,
+        places: int,
+        figures: Figures,
     ) -> None:
         self.prior, self.decoder, self.slots, self.places = prior, decoder, slots, places
+        self.figures = figures
         self.at_decoder = 0
         self.recent_seconds = 1.0  # of both stages' work for a request
 
@@ -63,7 +72,8 @@ class Replicas:
         """As `Service.paint`. Raises RayError or DeploymentUnavailableError where a model is lost for good."""
         self._check_decoder()
         begin = time.monotonic()
-        latents: Latents = await self._asked("prior", self.prior, "latents", settings, watch=watch)
+        with self.figures.inside("prior"):
+            latents: Latents = await self._asked("prior", self.prior, "latents", settings, watch=watch)
         return await self._painted(latents, settings, begin=begin, watch=watch)
 
     async def decode(self, latents: Numbers, settings: Settings, *, watch: Watch | None = None) -> Painting:
@@ -81,7 +91,8 @@ class Replicas:
     async def _painted(self, latents: Latents, settings: Settings, *, begin: float, watch: Watch | None) -> Painting:
         self.at_decoder += 1
         try:
-            answer = await self._asked("decoder", self.decoder, "paint", latents, settings, watch=watch)
+            with self.figures.inside("decoder"):
+                answer = await self._asked("decoder", self.decoder, "paint", latents, settings, watch=watch)
         finally:
             self.at_decoder -= 1
         own = sum(work.seconds - work.waited_seconds for work in (latents.work, answer.work))

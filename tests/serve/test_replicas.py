@@ -14,6 +14,7 @@ from ray.serve.exceptions import BackPressureError, RequestCancelledError
 
 from sote.cluster.errors import Busy, RunFailed
 from sote.serve import replicas
+from sote.serve.figures import Figures
 from sote.serve.line import DecoderAnswer, LineLost
 from sote.serve.pictures import Painted
 from sote.serve.recipe import DefaultsPart, LimitsPart
@@ -86,7 +87,7 @@ def service(handles: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Replic
     CALLS.clear()
     for each in TROUBLES.values():
         each.clear()
-    return Replicas(*handles, slots=4, places=3)
+    return Replicas(*handles, slots=4, places=3, figures=Figures())
 
 
 def settings(prompt: str = "a") -> Settings:
