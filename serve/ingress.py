@@ -37,7 +37,10 @@ ENDING: Final = "the server is ending; come again when it is back"
 
 
 def context_of(recipe: ServeRecipe, service: Service, figures: Figures | None = None) -> Context:
-    """What the routes share, for `recipe` and whatever paints behind `service`, which may count into `figures` itself. Raises UserError (keys, licence)."""
+    """What the routes share, for `recipe` and whatever paints behind `service`, which may itself count into `figures`.
+
+    Raises UserError (keys, licence).
+    """
     about, figures, run = About.of(recipe), figures or Figures(), Path(recipe.run)
     desk = Desk(recipe, service, figures)
     results = Results(run / "results", recipe.jobs.keep_seconds)
