@@ -49,7 +49,7 @@ SANE_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 EVENTS = re.compile(r"/v1/jobs/[^/]+/events")
 # What anybody may read: that it lives, what it is, the page and its files, pictures at addresses that cannot be guessed
 OPEN = re.compile(
-    r"/|/healthz|/readyz|/docs(/oauth2-redirect)?|/redoc|/openapi\.json|/v1/about|/v1/results/[^/]+"
+    r"/|/healthz|/readyz|/docs(/[^/]+)?|/openapi\.json|/v1/about|/v1/results/[^/]+"
     r"|/page\w*\.(css|js)|/favicon\.\w+"
 )
 METRICS: Final = "/metrics"
@@ -57,7 +57,7 @@ READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 METHODS: Final = READING | {"POST", "PUT", "PATCH", "DELETE"}
 MOST_DIGITS: Final = 18  # of a length that is looked at as a number
 NO_ROUTE: Final = "(none)"
-DOCUMENTS: Final = frozenset({"/docs", "/openapi.json"})  # FastAPI's own routes, which do not say their template
+DOCUMENTS: Final = frozenset({"/openapi.json"})  # FastAPI's own route, which does not say its template
 
 
 @dataclass

@@ -15,10 +15,10 @@ from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
 
 from sote.cluster.errors import SoteError
-from sote.serve import answers, api_a1111, api_about, api_jobs, api_native, api_openai, page
+from sote.serve import answers, api_a1111, api_about, api_docs, api_jobs, api_native, api_openai, page
 from sote.serve.context import Context
 
-GROUPS: Final = (api_native, api_jobs, api_openai, api_a1111, api_about, page)
+GROUPS: Final = (api_native, api_jobs, api_openai, api_a1111, api_about, api_docs, page)
 ERRORS: Final = (RequestValidationError, HTTPException, SoteError, RayError, RayServeException, Exception)
 TAGS: Final = [
     {"name": "pictures", "description": "Ask and wait: the native API, with fal's field names"},
@@ -53,6 +53,8 @@ def build(context: Context) -> FastAPI:
         description=DESCRIPTION,
         openapi_tags=TAGS,
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     for group in GROUPS:
         app.include_router(group.routes(context))

@@ -73,7 +73,6 @@ def routes(context: Context) -> APIRouter:
     )
     async def generations(asked: ImagesRequest, request: Request) -> Response:
         visitor = visitor_of(request)
-        _check_model(asked.model, context.about.name)
         try:
             settings = await context.desk.settings(asked.native(), visitor)
             if asked.stream:
@@ -86,7 +85,10 @@ def routes(context: Context) -> APIRouter:
         else:
             urls = await addresses.kept(painting.images, request, context.results)
             data = [ImageData(url=url, seed=painted.seed) for url, painted in zip(urls, painting.images, strict=True)]
-        return JSONResponse(_whole(data, painting, settings, asked).model_dump(exclude_none=True))
+        whole = _whole(data, painting, settings, asked)
+        if asked.model not in (None, context.about.name):  # many clients have a name that cannot be changed
+            whole.warnings.append(_no_model(asked.model, context.about.name))
+        return JSONResponse(whole.model_dump(exclude_none=True))
 
     @router.get("/v1/models", summary="The model, for OpenAI's clients")
     async def models() -> ModelList:
@@ -94,15 +96,15 @@ def routes(context: Context) -> APIRouter:
 
     @router.get("/v1/models/{model}", summary="The model by its name", responses=documented("openai", 404))
     async def model(model: str) -> ModelCard:
-        _check_model(model, context.about.name)
+        if model != context.about.name:
+            raise NoSuchModel(_no_model(model, context.about.name))
         return card()
 
     return router
 
 
-def _check_model(asked: str | None, served: str) -> None:
-    if asked is not None and asked != served:
-        raise NoSuchModel(f"model: {asked[:200]!r} is not here; this server has {served!r}")
+def _no_model(asked: str, served: str) -> str:
+    return f"model: {asked[:200]!r} is not here; this server has {served!r}"
 
 
 def _whole(data: list[ImageData], painting: Painting, settings: Settings, asked: ImagesRequest) -> ImagesResponse:

@@ -39,7 +39,11 @@ class ImagesRequest(GenerateRequest):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra={"examples": EXAMPLES})
 
-    model: str | None = Field(default=None, max_length=1000, description="As /v1/models names it; left out: that one")
+    model: str | None = Field(
+        default=None,
+        max_length=1000,
+        description="This server has one, which /v1/models names: it paints whatever is said here",
+    )
     n: Images | None = Field(default=None, description="How many; left out: 1")
     size: Annotated[str, Field(max_length=20)] | None = Field(
         default=None, description="`WIDTHxHEIGHT`, each a multiple of 128 pixels; `auto` or left out: the server's"

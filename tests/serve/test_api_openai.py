@@ -120,11 +120,17 @@ def test_the_model_is_listed_and_others_are_not_found(client: TestClient) -> Non
     assert listed["data"][0] == client.get("/v1/models/stand-in").json()
     assert listed["data"][0]["id"] == "stand-in"
     assert made(client, model="stand-in")
-    for answer in (client.get("/v1/models/dall-e-3"), client.post(URL, json={"prompt": "a", "model": "dall-e-3"})):
-        assert answer.status_code == 404
-        error = answer.json()["error"]
-        assert (error["code"], error["param"]) == ("model_not_found", "model")
-        assert error["message"] == "model: 'dall-e-3' is not here; this server has 'stand-in'"
+    other = client.get("/v1/models/dall-e-3")
+    error = other.json()["error"]
+    assert other.status_code == 404
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert error["message"] == "model: 'dall-e-3' is not here; this server has 'stand-in'"
+
+
+def test_a_client_that_names_another_model_is_told_which_one_painted(client: TestClient) -> None:
+    answer = client.post(URL, json={"prompt": "a", "model": "dall-e-3"})
+    assert answer.status_code == 200
+    assert "model: 'dall-e-3' is not here; this server has 'stand-in'" in answer.json()["warnings"]
 
 
 def test_a_stream_has_previews_and_then_the_picture(client: TestClient) -> None:
