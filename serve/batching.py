@@ -213,7 +213,7 @@ class Stepper:
         """One more row of it has ended."""
         request.left -= 1
         if request.left == 0:
-            request.is_over = True
+            request.rest()
             request.occupancy.update(self._unclaimed)
             self._unclaimed.clear()
             self._over.append(request)
@@ -228,7 +228,7 @@ class Stepper:
                 self._over.append(request)
 
     def _leave(self, request: Request) -> None:
-        request.is_over = True
+        request.rest()
         self._unclaimed.update(request.occupancy)
         self._line = [row for row in self._line if row.request is not request]
 

@@ -113,6 +113,7 @@ class DecoderModel:
         request = self.request(latents, settings, seen=watch and preview.telling(self.name, watch))
         batching.run(self, request, each_step=each_step)
         decoded = self.finish(request)
+        request.forget()
         return [self.painted(decoded, index) for index in range(settings.images)], decoded.work()
 
     def request(

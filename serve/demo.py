@@ -148,7 +148,13 @@ def _serve_recipe(root: Path) -> serving.ServeRecipe:
     return serving.ServeRecipe(
         run=str(root),
         port=_free_port(PORT),
-        model=serving.ModelPart(prior=str(exported / "prior"), decoder=str(exported / "decoder"), name="sote-demo"),
+        model=serving.ModelPart(
+            prior=str(exported / "prior"),
+            decoder=str(exported / "decoder"),
+            encoder=str(root / "weights" / "encoder" / "effnet_encoder.safetensors"),
+            image_encoder=str(root / "weights" / "prior" / "image_encoder"),
+            name="sote-demo",
+        ),
         defaults=serving.DefaultsPart(
             width=SIDE, height=SIDE, compression=COMPRESSION, prior_steps=10, decoder_steps=5, prior_guidance=4.0
         ),

@@ -156,6 +156,7 @@ class Line:
         for ask in gone:
             if ask.request is not None and self._stepping.pop(ask.request, None) is not None:
                 self._stepper.drop(ask.request)
+                ask.request.forget()
         return not self._is_closing
 
     def _admit(self) -> None:
@@ -194,6 +195,7 @@ class Line:
             answer = self._tried(ask, lambda: finish(request))
             if answer is not None:
                 ask.tell(answer)
+        request.forget()
 
     def _tried(self, ask: Ask, work: Callable[[], Any]) -> Any:
         """What `work()` gives; None where it failed, which its await is told."""

@@ -80,7 +80,9 @@ class PriorModel:
         """
         request = self.request(settings, seen=watch and preview.telling(self.name, watch))
         batching.run(self, request, each_step=each_step)
-        return self.finish(request)
+        latents = self.finish(request)
+        request.forget()
+        return latents
 
     def request(self, settings: Settings, *, seen: Callable[[Seen], None] | None = None) -> PriorRequest:
         """The rows of a request, ready to step. Raises RequestError, NoMemory."""

@@ -90,6 +90,17 @@ class Request:
         for row in self.rows:
             row.request = self
 
+    def rest(self) -> None:
+        """It is over: let go of what its rows only needed to step. Conditions are large, on the device too."""
+        self.is_over = True
+        for row in self.rows:
+            row.conditional = row.unconditional = row.x0 = row.noise = None
+
+    def forget(self) -> None:
+        """It is answered: row and request hold each other, and would both stay until Python looks for such circles."""
+        self.rest()
+        self.rows.clear()
+
     def work(self, stage: StageName) -> Work:
         """What the stage has done for it until now."""
         now = time.monotonic()

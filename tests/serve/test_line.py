@@ -1,7 +1,9 @@
 """Awaits over the thread that steps: many at once, cancelled, watched, closed."""
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -181,6 +183,42 @@ def test_pooled_text_is_read_while_all_slots_are_taken(line: PriorLine, prior: P
         await task
 
     run(work)
+
+
+def test_what_is_answered_or_given_up_is_let_go_at_once(
+    line: PriorLine, prior: PriorModel, small: DefaultsPart
+) -> None:
+    """Without waiting for Python to look for objects that hold each other: on a GPU that would be gigabytes."""
+    seen: list[weakref.ref[Any]] = []
+    begin = prior.request
+
+    def watching(asked: Settings, **fields: Any) -> Any:
+        request = begin(asked, **fields)
+        seen.extend(weakref.ref(row) for row in request.rows)
+        seen.extend(weakref.ref(row.conditional) for row in request.rows)
+        return request
+
+    async def work() -> None:
+        await line.latents(settings(small, num_images=2))
+        task = asyncio.ensure_future(line.latents(settings(small, first_stage_steps=50)))
+        while not rows(line):
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await line.latents(settings(small))  # a step further, what was given up is gone
+
+    gc.disable()
+    try:
+        prior.request = watching  # type: ignore[method-assign]
+        run(work)
+        deadline = time.monotonic() + 10
+        while any(each() is not None for each in seen) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(seen) >= 6
+        assert [each() for each in seen if each() is not None] == []
+    finally:
+        del prior.request
+        gc.enable()
 
 
 def test_a_closed_line_says_so_and_whoever_waits_is_told(prior: PriorModel, small: DefaultsPart) -> None:
