@@ -174,10 +174,12 @@ def serve(recipe: RecipePath) -> None:
         return recipes.load(recipe, ServeRecipe)
 
     loaded = read()
-    print(plan.summary(plan.plan(loaded, address=Door.address)), file=sys.stderr)
+    planned = plan.plan(loaded, address=Door.address)
+    serving.check_port(loaded.host, loaded.port)
     with storage.open_run(
         loaded, verb="serve", command=_command(), may_differ=ServeRecipe.model_fields.keys()
     ) as folder:
+        print(plan.summary(planned), file=sys.stderr)
         serving.run(loaded, folder=folder, address=Door.address, ready=print, reread=read)
 
 
@@ -286,7 +288,7 @@ def main() -> None:
 
 
 def _load_any(path: Path) -> "Recipe":
-    """Load a recipe as the kind whose fields it shares the most of."""
+    """Load a recipe as the kind that it has the most fields of, less those that the kind must have and it has not."""
     import tomllib
 
     from sote.cluster import recipe as recipes
@@ -299,7 +301,12 @@ def _load_any(path: Path) -> "Recipe":
         keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
         keys = {}.keys()  # `load` says what is wrong with the file
-    return recipes.load(path, max(kinds, key=lambda kind: len(keys & kind.model_fields.keys())))
+
+    def likeness(kind: "type[Recipe]") -> int:
+        needed = {name for name, field in kind.model_fields.items() if field.is_required()}
+        return len(keys & kind.model_fields.keys()) - len(needed - keys)
+
+    return recipes.load(path, max(kinds, key=likeness))
 
 
 def _plan(loaded: "Recipe", *, beside: Path) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 import schemathesis
 import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.failures import FailureGroup
@@ -89,10 +90,8 @@ def ask(
     statuses: Counter[tuple[str, int]],
     found: dict[tuple[str, int], str],
 ) -> None:
-    """Put `examples` requests of a kind to an operation; operations without input have no invalid ones."""
+    """Put `examples` requests of a kind to an operation, if it has any of that kind."""
     name = f"{operation.method.upper()} {operation.path}"
-    if mode is GenerationMode.NEGATIVE and not any(operation.iter_parameters()) and not operation.body:
-        return
 
     @settings(
         max_examples=examples,
@@ -111,7 +110,10 @@ def ask(
         except FailureGroup as error:
             found.setdefault((name, answer.status_code), "\n".join(map(str, error.exceptions))[:1500])
 
-    one()
+    try:
+        one()
+    except Unsatisfiable:
+        print(f"{name}: no {mode.value} requests can be made")
 
 
 if __name__ == "__main__":

@@ -139,3 +139,13 @@ def test_a_dataset_is_exported_from_a_run_folder_only(sote: Command, tmp_path: P
     assert code == 2
     assert str(tmp_path / "none") in err
     assert err.count("\n") == 1
+
+
+def test_a_recipe_of_few_lines_is_taken_for_what_it_can_be(sote: Command, tmp_path: Path) -> None:
+    """A recipe to serve needs no more than a run; one to train needs data and a length."""
+    recipe = tmp_path / "serve.toml"
+    recipe.write_text('run = "r"\n[model]\nprior = "missing-prior"\ndecoder = "missing-decoder"\n')
+    code, _, err = sote("check", str(recipe))
+    assert code == 2
+    assert "model.prior" in err
+    assert "missing-prior" in err
