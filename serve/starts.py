@@ -42,13 +42,13 @@ def start_of(data_uri: str, *, width: int, height: int, compression: float) -> P
         ENCODER_CELL * latent_side(width, compression),
         ENCODER_CELL * latent_side(height, compression),
     )
-    return np.asarray(ImageOps.fit(image, size, Image.Resampling.BICUBIC))
+    return np.array(ImageOps.fit(image, size, Image.Resampling.BICUBIC))
 
 
 def variation_of(data_uri: str, *, field: str) -> Pixels:
     """The picture for CLIP, RGB [224, 224, 3]: short side resized, middle cropped. Raises RequestError."""
     image = _opened(data_uri, field=field)
-    return np.asarray(ImageOps.fit(image, (CLIP_SIDE, CLIP_SIDE), Image.Resampling.BICUBIC))
+    return np.array(ImageOps.fit(image, (CLIP_SIDE, CLIP_SIDE), Image.Resampling.BICUBIC))
 
 
 def _opened(data_uri: str, *, field: str) -> Image.Image:
