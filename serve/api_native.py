@@ -14,8 +14,8 @@ from sote.serve import addresses, latentfile
 from sote.serve.access import visitor_of
 from sote.serve.answers import PAINTING, documented
 from sote.serve.context import Context
-from sote.serve.pictures import Painted
-from sote.serve.schema import DecodeRequest, GenerateRequest, GenerateResponse, ImageOut, for_latents
+from sote.serve.generated import response_of
+from sote.serve.schema import DecodeRequest, GenerateRequest, GenerateResponse, for_latents
 from sote.serve.service import Painting
 from sote.serve.settings import CONTENT_TYPES, OutputFormat, Settings
 
@@ -87,15 +87,6 @@ def picture_wanted(accept: str) -> Wanted | None:
     return by_type.get(first)
 
 
-def timings_of(painting: Painting) -> dict[str, float]:
-    """Seconds: of each stage, of its wait in line, and `inference` for all of it."""
-    found: dict[str, float] = {}
-    for work in painting.work:
-        found[work.stage] = round(work.seconds, 4)
-        found[f"{work.stage}_waited"] = round(work.waited_seconds, 4)
-    return found | {"inference": round(painting.seconds, 4)}
-
-
 def _in_format(asked: GenerateRequest, wanted: Wanted | None) -> GenerateRequest:
     """With the format that `Accept` names, which goes before that of the body."""
     return asked if wanted in (None, "any") else asked.model_copy(update={"output_format": wanted})
@@ -130,29 +121,5 @@ async def _json(
         urls = [painted.data_uri for painted in painting.images]
     else:
         urls = await addresses.kept(painting.images, request, context.results)
-    flagged = painting.flagged
-    told = GenerateResponse(
-        images=[
-            _image(painted, url, has_latents=asked.return_latents)
-            for painted, url in zip(painting.images, urls, strict=True)
-        ],
-        timings=timings_of(painting),
-        seed=settings.seed,
-        prompt=settings.prompt,
-        negative_prompt=settings.negative_prompt,
-        prompt_tokens=painting.prompt_tokens,
-        has_nsfw_concepts=None if flagged is None else [bool(tags) for tags in flagged],
-        warnings=list(painting.warnings),
-    )
+    told = response_of(painting, settings, asked, urls=urls)
     return JSONResponse(told.model_dump(exclude_none=True), headers={"Vary": "Accept"})
-
-
-def _image(painted: Painted, url: str, *, has_latents: bool) -> ImageOut:
-    return ImageOut(
-        url=url,
-        content_type=painted.content_type,
-        width=painted.width,
-        height=painted.height,
-        seed=painted.seed,
-        latents=latentfile.packed(painted.latents) if has_latents else None,
-    )
