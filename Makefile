@@ -11,7 +11,7 @@ demo: $(READY)  ## the whole river, small and offline
 	@$(BIN)/sote demo --out runs/demo
 
 test: $(READY)  ## the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: $(READY)  ## format, lint, types, layers
 	@$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sote.cluster.errors import RecipeError
 
-R = TypeVar("R", bound="Recipe")
+R = TypeVar("R", bound="Part")
 
 
 class Part(BaseModel):

@@ -169,4 +169,4 @@ def load_profile(name_or_path: str) -> Profile:
             raise RecipeError(
                 f"profile {name_or_path!r}: no such profile, shipped are {known}; or give a path to a .toml"
             )
-    return recipes.load(path, Profile)  # type: ignore[type-var]  # a profile has no run folder
+    return recipes.load(path, Profile)

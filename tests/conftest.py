@@ -13,6 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+# Files that take a minute or more: they start Ray, DeepSpeed or a server of their own
+SLOW = {"test_app", "test_launch", "test_engine_deepspeed", "test_pipeline_faults", "test_pipeline"}
+
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -61,36 +64,33 @@ class Demo:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that look at the demo come last: it runs beside the others, and both cores are used."""
-    items.sort(key=_needs_demo)
+    """Deal whole files to the processes of pytest-xdist, and what shares a costly fixture as if it were one file.
+
+    What looks at the demo comes first, then what starts Ray or a server by itself: whoever gets the rest ends in time.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=_turn)
+
+
+def _group(item: pytest.Item) -> str:
+    if _needs_demo(item):
+        return "demo"
+    return "ray" if "local_ray" in getattr(item, "fixturenames", ()) else str(item.path)
+
+
+def _turn(item: pytest.Item) -> int:
+    return 0 if _needs_demo(item) else 1 if item.path.stem in SLOW else 2
 
 
 def _needs_demo(item: pytest.Item) -> bool:
     return "demo" in getattr(item, "fixturenames", ())
 
 
-@pytest.fixture(scope="session", autouse=True)
-def started_demo(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, "subprocess.Popen[str] | None"]]:
-    """`sote demo`, started with the first test if any test will look at it."""
-    folder = tmp_path_factory.mktemp("river")
-    if not any(map(_needs_demo, request.session.items)):
-        yield folder, None
-        return
-    command = [sys.executable, "-m", "sote.cluster.cli", "demo", "--out", str(folder / "demo")]
-    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
-        running = subprocess.Popen(command, stdout=out, stderr=err, text=True)
-    yield folder, running
-    if running.poll() is None:
-        running.terminate()
-        running.wait(timeout=60)
-
-
 @pytest.fixture(scope="session")
-def demo(started_demo: "tuple[Path, subprocess.Popen[str] | None]") -> Demo:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """One demo as its user runs it. It takes minutes, so every test that needs a whole run looks at this one."""
-    folder, running = started_demo
-    assert running is not None
-    code = running.wait(timeout=900)
-    return Demo(folder / "demo", code, (folder / "out").read_text(), (folder / "err").read_text())
+    run = tmp_path_factory.mktemp("river") / "demo"
+    command = [sys.executable, "-m", "sote.cluster.cli", "demo", "--out", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    return Demo(run, done.returncode, done.stdout, done.stderr)
