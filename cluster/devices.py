@@ -2,7 +2,8 @@
 
 A machine without an accelerator is told apart by its driver files alone: torch is imported only where there is one.
 Inside Ray a worker has what Ray lent it; all vendors' accelerators are Ray's resource "GPU". A node joins the pool as a
-CPU when it is started with `--num-gpus=1 --labels accel=cpu`.
+CPU when it is started with `--num-gpus=1 --labels accel=cpu`. What a node has is said by its labels: `accel`, and
+`device-memory-gb`, a tier; work asks for a tier, not for a make. `python -m sote.cluster.detect` finds them out.
 
 Kind: wiring.
 """
@@ -11,7 +12,7 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -21,6 +22,12 @@ from sote.cluster.errors import RunFailed
 
 Kind = Literal["cuda", "rocm", "xpu", "cpu"]
 LABEL = "accel"  # the node label that says what a node's workers compute on
+MEMORY_LABEL = "device-memory-gb"  # the node label that says which tier of memory each of its accelerators has
+GB = 1_000_000_000
+# What cards are sold with, in GB. A label is one of these and not a number, because Ray's selectors compare words.
+MEMORY_TIERS = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192, 256, 288)
+# Cards show up to 1.1 % less than they are sold with: a T4 of 16 GB has 15.83e9 bytes for torch
+SHORT_OF_SOLD = 0.02
 # Environment variables that hide devices from a process; Ray sets them for what it lends (ray/_private/accelerators)
 MASKS: dict[str, str] = {"cuda": "CUDA_VISIBLE_DEVICES", "rocm": "HIP_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
 TORCH_NAMES: dict[str, str] = {"cuda": "cuda", "rocm": "cuda", "xpu": "xpu"}  # torch calls ROCm's devices cuda, too
@@ -69,6 +76,36 @@ class Lent:
 
     ids: tuple[str, ...]
     label: str | None
+
+
+def tier(memory_bytes: int) -> int | None:
+    """The tier of memory that an accelerator of that size is of; None below the lowest."""
+    reached = [each for each in MEMORY_TIERS if each * GB * (1 - SHORT_OF_SOLD) <= memory_bytes]
+    return reached[-1] if reached else None
+
+
+def labels_of(devices: Sequence[Device]) -> dict[str, str]:
+    """The labels of a node with these accelerators, all of one kind; the smallest says the memory. None: a CPU node."""
+    if not devices:
+        return {LABEL: "cpu"}
+    known = [device.memory_bytes for device in devices if device.memory_bytes is not None]
+    reached = tier(min(known)) if known else None
+    return {LABEL: devices[0].kind} | ({MEMORY_LABEL: str(reached)} if reached else {})
+
+
+def selector(memory_bytes: int) -> dict[str, str]:
+    """Ray's label selector for nodes whose accelerators have that much memory, or do not say how much they have.
+
+    Ray's "!in(...)" takes nodes that lack the label, so that nodes started without labels are part of the pool.
+    """
+    small = [str(each) for each in MEMORY_TIERS if each * GB < memory_bytes]
+    return {MEMORY_LABEL: f"!in({','.join(small)})"} if small else {}
+
+
+def suffices(labels: Mapping[str, str], memory_bytes: int) -> bool:
+    """Whether a node with these labels is one that `selector` takes."""
+    said = labels.get(MEMORY_LABEL)
+    return said is None or said not in {str(each) for each in MEMORY_TIERS if each * GB < memory_bytes}
 
 
 def here() -> Device:

@@ -103,3 +103,30 @@ def test_torch_calls_amds_devices_cuda() -> None:
         "xpu:2",
         "cpu",
     ]
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "expected"),
+    [(15_830_000_000, 16), (16_225_000_000, 16), (8_350_000_000, 8), (25_400_000_000, 24), (1_500_000_000, None)],
+    ids=["T4", "A770", "RTX 3070", "RTX 3090", "a small one"],
+)
+def test_a_card_is_of_the_tier_that_it_is_sold_with_though_it_shows_a_little_less(
+    memory_bytes: int, expected: int | None
+) -> None:
+    assert devices.tier(memory_bytes) == expected
+
+
+def test_the_labels_of_a_node_say_its_kind_and_the_memory_of_its_smallest_accelerator() -> None:
+    small = Device("cuda", "NVIDIA L4", 4, 24_150_000_000)
+    assert devices.labels_of((*CUDA, small)) == {"accel": "cuda", "device-memory-gb": "24"}
+    assert devices.labels_of(CUDA) == {"accel": "cuda", "device-memory-gb": "141"}
+    assert devices.labels_of((Device("xpu", "Intel", 0, None),)) == {"accel": "xpu"}
+    assert devices.labels_of(()) == {"accel": "cpu"}
+
+
+def test_a_selector_takes_tiers_that_suffice_and_nodes_that_do_not_say() -> None:
+    assert devices.selector(0) == {}
+    assert devices.selector(15_600_000_000) == {"device-memory-gb": "!in(2,4,6,8,10,12)"}
+    assert devices.suffices({"device-memory-gb": "16"}, 15_600_000_000)
+    assert not devices.suffices({"device-memory-gb": "12"}, 15_600_000_000)
+    assert devices.suffices({"accel": "cuda"}, 15_600_000_000)
