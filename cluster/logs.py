@@ -21,6 +21,8 @@ from typing import Any, Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from sote.cluster import gauges
+
 SECONDS_BETWEEN_LINES = 5.0
 REASONS_SHOWN = 3
 Reasons = Mapping[str, int]
@@ -152,7 +154,7 @@ def _clock(seconds: float) -> str:
 
 
 class Metrics:
-    """Appends to a `metrics.jsonl`: one JSON object a line, each with `time` (Unix seconds)."""
+    """Appends to a `metrics.jsonl`: one JSON object a line, each with `time` (Unix seconds). Ray exports them, too."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -165,6 +167,7 @@ class Metrics:
         """Append one line. Values are JSON values; names carry their unit."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3)} | values) + "\n")
+        gauges.export(self.path.absolute().parent.name, values)
 
 
 def _cut(path: Path) -> bool:
