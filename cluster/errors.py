@@ -11,7 +11,9 @@
     │   └── AccessError       a request without a key that is known, or beyond what its key may ask for
     ├── RunFailed             exit code 1: the run itself failed (too many failed rows, NaN loss)
     │   ├── NoMemory          the device cannot hold what one picture needs
-    │   └── DiskFull          the disk has no room for what the server is to keep
+    │   ├── DiskFull          the disk has no room for what the server is to keep
+    │   └── Unreachable       a URI cannot be read or written, after several attempts; an OSError, too
+    │       └── Denied        nor will it be: no credentials, no permission, no such bucket
     ├── Busy                  the server has no place for another request now
     └── Stopped               exit code 143: SIGTERM came; what is done is saved and the same command continues
         └── Interrupted       exit code 130: Ctrl-C came; the same
@@ -78,6 +80,14 @@ class NoMemory(RunFailed):
 
 class DiskFull(RunFailed):
     """The disk has no room for what the server is to keep; what needs no disk still works."""
+
+
+class Unreachable(RunFailed, OSError):
+    """What lies at a URI cannot be read or written now. The message is one line that names it."""
+
+
+class Denied(Unreachable):
+    """The store says no: the credentials, what they allow, or the bucket."""
 
 
 class Busy(SoteError):
