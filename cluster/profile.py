@@ -1,7 +1,8 @@
 """A cluster on paper: its node groups, their prices and where its storage and secrets are, as one TOML file.
 
 `sote cluster render` fills manifests from it, `sote check RECIPE --cluster FILE` prices a run with it. Prices are the
-user's own: none is built in. Secrets are named, never written.
+user's own: none is built in. Secrets are named, never written. A table `kubernetes`, `machines` or `cloud` says where
+the cluster is to be; a profile without any is for prices alone.
 
 Kind: pure.
 """
@@ -17,6 +18,9 @@ Accelerator = Literal["cuda", "rocm", "xpu", "cpu"]
 Variant = Literal["gpu", "openvino"]  # of the container image
 # What Kubernetes takes as the name of an object, with room for what is put behind it
 Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,28}[a-z0-9])?$")]
+# An object that somebody else named: a Secret, a namespace
+Object = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+RESOURCES: dict[str, str] = {"cuda": "nvidia.com/gpu", "rocm": "amd.com/gpu", "xpu": "gpu.intel.com/xe"}
 
 
 class Price(Part):
@@ -33,6 +37,8 @@ class Head(Part):
     memory_gb: int = Field(default=32, ge=4)
     disk_gb: int = Field(default=100, ge=10)
     price: Price | None = None
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    taints: tuple[str, ...] = ()
     instance_type: str | None = None  # of the cloud, for the launcher's file
 
 
@@ -60,6 +66,8 @@ class Group(Part):
     image: Variant = "gpu"
     resource: str | None = None  # Kubernetes' name of the accelerator; left out: the usual one of `accel`
     node_selector: dict[str, str] = Field(default_factory=dict)
+    taints: tuple[str, ...] = ()  # keys of the nodes' taints that are put up with, beside that of the accelerator
+    device_group: int | None = Field(default=None, ge=1)  # that owns /dev/dri/render* there: Intel's and AMD's devices
     instance_type: str | None = None
 
     @model_validator(mode="after")
@@ -79,39 +87,67 @@ class Group(Part):
         """How much of Ray's resource GPU one node offers."""
         return self.devices or self.device_slots
 
+    @property
+    def resource_name(self) -> str | None:
+        """What Kubernetes calls its accelerator; None for CPU nodes."""
+        return self.resource or RESOURCES[self.accel] if self.devices else None
+
 
 class Kubernetes(Part):
     """Where the objects go, and the secrets that they name."""
 
     namespace: Name = "sote"
-    image: str = "ghcr.io/sote/sote"  # without a tag: it is the version, with `-openvino` behind it for that variant
-    token_secret: str = "sote-ray-token"  # noqa: S105  the name of a Secret with the key `auth_token`
-    storage_secret: str | None = None  # a Secret whose keys become environment variables (AWS_ACCESS_KEY_ID, ...)
-    storage_claim: str | None = None  # a PersistentVolumeClaim (ReadWriteMany), mounted at `storage_path`
-    storage_path: str = "/shared"
-    keys_secret: str | None = None  # a Secret with the key `keys.toml`: the endpoint's keys
-    tls_secret: str | None = None  # a Secret of type kubernetes.io/tls for the endpoint's ingress
-    host: str | None = None  # the endpoint's name behind that ingress
-    redis_address: str | None = None  # of the head's control store, host:port; left out: a Redis is rendered, too
-    queue: str | None = None  # Kueue's local queue
+    image: str = Field(default="ghcr.io/sote/sote", pattern=r"^[\w.-]+(:\d+)?(/[\w.-]+)+$")  # without tag: `image_of`
+    token_secret: Object = "sote-ray-token"  # noqa: S105  with the key `auth_token`
+    storage_secret: Object | None = None  # its keys become environment variables (AWS_ACCESS_KEY_ID, HF_TOKEN, ...)
+    storage_claim: Object | None = None  # a PersistentVolumeClaim (ReadWriteMany), mounted at `storage_path`
+    storage_path: str = Field(default="/shared", pattern=r"^(/[\w.-]+)+$")
+    keys_secret: Object | None = None  # with the key `keys.toml`: the endpoint's keys
+    tls_secret: Object | None = None  # of type kubernetes.io/tls, for the endpoint's ingress
+    host: str | None = Field(default=None, pattern=r"^[a-z0-9.-]+$")  # the endpoint's name behind that ingress
+    ingress_class: Object = "nginx"
+    ingress_namespace: Object = "ingress-nginx"  # whence the ingress controller reaches the endpoint
+    operator_namespace: Object = "kuberay-system"  # whence KubeRay reaches the heads
+    monitoring_namespace: Object | None = None  # whence Prometheus (its operator) scrapes; left out: nobody does
+    redis_address: str | None = Field(default=None, pattern=r"^[\w.-]+:\d+$")  # left out: a Redis is rendered, too
+    redis_secret: Object = "sote-redis"  # noqa: S105  with the key `password`
+    queue: Object | None = None  # Kueue's local queue
+
+    @model_validator(mode="after")
+    def _closed(self) -> Self:
+        if self.host is not None and self.tls_secret is None:
+            raise ValueError("host is set, so tls_secret must name the certificate: keys do not travel in the clear")
+        return self
+
+
+class Recipes(Part):
+    """What the rendered jobs and the endpoint run: recipe files, relative to the profile."""
+
+    curate: str | None = None
+    train: str | None = None
+    serve: str | None = None
 
 
 class Machines(Part):
-    """Hosts that are there, for Ray's cluster launcher (`ray up`)."""
+    """Hosts that are there, for Ray's cluster launcher (`ray up`). Each says itself which accelerators it has."""
 
     head: str
-    workers: tuple[str, ...] = ()
+    workers: tuple[str, ...] = Field(min_length=1)
     user: str
     key_file: str = "~/.ssh/id_ed25519"
 
 
 class Cloud(Part):
-    """One cloud, for Ray's cluster launcher."""
+    """One cloud, for Ray's cluster launcher. The security group lets in what it lets in: Ray would open port 22."""
 
-    provider: Literal["aws", "gcp"] = "aws"
+    provider: Literal["aws"] = "aws"
     region: str
     zone: str | None = None
-    project: str | None = None  # gcp
+    subnet: str = Field(pattern=r"^subnet-\w+$")  # a private one, which `ray up` reaches
+    security_group: str = Field(pattern=r"^sg-\w+$")  # members among themselves, and port 22 from where you are
+    machine_image: str | None = Field(default=None, pattern=r"^ami-\w+$")  # left out: Ray's own for the region
+    user: str = "ubuntu"
+    instance_profile: str | None = None  # ARN of the role that lets the nodes at the storage
 
 
 class ClusterProfile(Part):
@@ -121,7 +157,8 @@ class ClusterProfile(Part):
     currency: str = "USD"
     head: Head = Head()
     groups: tuple[Group, ...] = Field(min_length=1)
-    kubernetes: Kubernetes = Kubernetes()
+    recipes: Recipes = Recipes()
+    kubernetes: Kubernetes | None = None
     machines: Machines | None = None
     cloud: Cloud | None = None
 
@@ -132,6 +169,16 @@ class ClusterProfile(Part):
             raise ValueError(f"groups: {twice[0]!r} is listed twice, each group must have its own name")
         return self
 
-    def of_use(self, use: Use) -> tuple[Group, ...]:
-        """The groups that do this work."""
-        return tuple(group for group in self.groups if use in group.use)
+    @model_validator(mode="after")
+    def _instances_are_named(self) -> Self:
+        if self.cloud is None:
+            return self
+        nameless = [group.name for group in self.groups if group.instance_type is None]
+        if self.head.instance_type is None or nameless:
+            what = ", ".join([*(["head"] if self.head.instance_type is None else []), *nameless])
+            raise ValueError(f"{what}: must have instance_type, because there is a table `cloud`")
+        return self
+
+    def of_use(self, *uses: Use) -> tuple[Group, ...]:
+        """The groups that do any of this work."""
+        return tuple(group for group in self.groups if set(uses) & set(group.use))
