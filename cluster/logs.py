@@ -1,7 +1,8 @@
 """Log set-up, progress for people, and `metrics.jsonl` for plots.
 
 On a terminal, progress is a rich bar on standard error; elsewhere it is a line every few seconds, so that a log file
-shows it too. Metrics are one JSON object a line, appended and flushed at once.
+shows it too. Events are lines for people there, and JSON elsewhere (jsonlines.py); a run keeps its warnings and errors
+in events.jsonl. Metrics are one JSON object a line, appended and flushed at once.
 
 Kind: pure, but for files and standard error.
 """
@@ -14,18 +15,23 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from sote.cluster import gauges
+from sote.cluster import gauges, jsonlines
+from sote.cluster.errors import Stopped
+from sote.cluster.jsonlines import Who
 
 SECONDS_BETWEEN_LINES = 5.0
 REASONS_SHOWN = 3
+STARTED, ENDED, STOPPED = "started", "ended", "stopped"  # events of every run
+OURS = "sote"  # the root of our loggers
 Reasons = Mapping[str, int]
+log = logging.getLogger(__name__)
 
 
 class Advance(Protocol):
@@ -36,9 +42,12 @@ class Advance(Protocol):
 
 def setup() -> None:
     """Set up logging of this process: our own events from INFO up, others from ERROR up. Called by the door only."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", handlers=[_Handler()], force=True)
+    handler, for_people = _Handler(), sys.stderr.isatty()
+    if not for_people:
+        handler.setFormatter(jsonlines.Lines())
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", handlers=[handler], force=True)
     logging.getLogger().setLevel(logging.ERROR)
-    logging.getLogger("sote").setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
+    logging.getLogger(OURS).setLevel(logging.WARNING if for_people else logging.INFO)
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -54,6 +63,55 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 @contextlib.contextmanager
+def events(path: Path, who: Who) -> Iterator[None]:
+    """Keep warnings and errors of this process in the file `path` while the block runs, with a line for its start and
+    one for its end; and say in all events whose they are."""
+    kept = Metrics(path)
+    kept.write(level="info", event=STARTED, **{name: value for name, value in asdict(who).items() if value is not None})
+    handler, root = _Keeper(kept), logging.getLogger()
+    root.addHandler(handler)
+    with jsonlines.being(who):
+        try:
+            yield
+        except BaseException as error:
+            _keep_end(kept, who, error)
+            raise
+        else:
+            _keep_end(kept, who, None)
+        finally:
+            root.removeHandler(handler)
+
+
+class _Keeper(logging.Handler):
+    """Keeps our warnings, and everyone's errors."""
+
+    def __init__(self, file: "Metrics") -> None:
+        super().__init__(logging.WARNING)
+        self.file = file
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or record.name.partition(".")[0] == OURS
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.file.write(**jsonlines.fields(record))
+        except OSError:
+            self.handleError(record)
+
+
+def _keep_end(kept: "Metrics", who: Who, error: BaseException | None) -> None:
+    """A stop that was asked for is no error. Where the line cannot be kept, what ended the run matters more."""
+    asked = isinstance(error, Stopped | KeyboardInterrupt)
+    said = {"verb": who.verb} | ({} if who.job is None else {"job": who.job})
+    said |= {} if error is None else {"error": f"{type(error).__name__}: {error}"}
+    level = "info" if error is None or asked else "error"
+    try:
+        kept.write(level=level, event=STOPPED if asked else ENDED, **said)
+    except OSError as refused:
+        log.warning("end not kept file=%s error=%s", kept.path, refused.strerror)
+
+
+@contextlib.contextmanager
 def progress(what: str, total: int, *, unit: str = "rows") -> Iterator[Advance]:
     """Show how far `what` is of `total` units, how fast, how long still, and what failed and why.
 
@@ -61,6 +119,7 @@ def progress(what: str, total: int, *, unit: str = "rows") -> Iterator[Advance]:
     """
     console = Console(stderr=True)
     tally = Tally(what, total, unit)
+    tally.export()
     if console.is_terminal:
         columns = (
             TextColumn("{task.description:<22}"),
@@ -100,6 +159,13 @@ class Tally:
         self.first = self.first or (self.done, time.monotonic())
         self.reasons.update(reasons or {})
         self.note = note
+        if count:
+            self.export()
+
+    def export(self) -> None:
+        """Let Prometheus see how far it is, inside a run."""
+        if (who := jsonlines.current()) is not None:
+            gauges.moved(who.run, verb=who.verb, what=self.what, done=self.done, total=self.total)
 
     @property
     def rate(self) -> float:

@@ -24,8 +24,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sote.cluster import logs
 from sote.cluster import recipe as recipes
 from sote.cluster.errors import RunFolderError
+from sote.cluster.jsonlines import Who
 
 PACKAGES = ("sote", "ray", "torch", "diffusers", "transformers", "deepspeed", "onnxruntime-gpu", "open_clip_torch")
 # What the demo puts into its run folder before the first run
@@ -107,6 +109,10 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 
@@ -165,7 +171,9 @@ def open_run(
         record = _start(folder, recipe, verb, command)
         code = 1
         try:
-            yield folder
+            who = Who.here(run=folder.root.name, verb=verb, digest=record["digest"])
+            with logs.events(folder.events, who):
+                yield folder
             code = 0
         except BaseException as error:
             code = int(getattr(error, "exit_code", 1))
