@@ -9,9 +9,9 @@ Kind: wiring.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,11 @@ pc: Any = pyarrow.compute  # its stubs lack overloads that are used here
 Row = dict[str, Any]
 T = TypeVar("T")
 
+# One dataset begins with at most so many shards and hands on about so many pieces: until it ends, Ray Data keeps a
+# record of each in the driver, and all shards are laid out before the first begins (tests/bench/scale.py)
+WAVE_SHARDS: Final = 8_000
+WAVE_PIECES: Final = 400_000
+
 
 @dataclass(frozen=True)
 class Work:
@@ -41,6 +46,7 @@ class Work:
     recipe: CurateRecipe
     folder: RunFolder
     digests: dict[str, str]
+    _rows: list[int] = field(default_factory=list, init=False, repr=False, compare=False)  # files, once they are known
 
     @property
     def metrics(self) -> Metrics:
@@ -87,6 +93,13 @@ class Work:
         return digest_of([self.digests[stage], picks, [part.vqgan_set in (names or ()) for names in sets]])
 
     def rows_in(self, shard: int) -> int:
+        """How many rows a shard has. Where all are cut alike it is arithmetic: it is asked for each piece, and opening
+        files for that would hold the driver up."""
+        count = 0 if self._rows else self.shard_count()
+        if count and count == -(-self.row_count() // self.recipe.shard_rows):
+            self._rows.append(self.row_count())
+        if self._rows:
+            return min(self.recipe.shard_rows, self._rows[0] - shard * self.recipe.shard_rows)
         return int(pq.read_metadata(self.folder.rows("index", shard)).num_rows)
 
     def read(self, shard: int, columns: Iterable[str]) -> list[Row]:
@@ -210,6 +223,17 @@ def _ours(error: BaseException | None) -> SoteError | None:
 def each(shards: Sequence[int]) -> ray.data.Dataset:
     """A dataset with one row and one block for each shard: the unit of work of every pass."""
     return ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+
+
+def waves(pending: Sequence[int], *, pieces: int = 1) -> Iterator[Sequence[int]]:
+    """The pending shards in parts of which each is a dataset of its own; `pieces` is what a shard is cut into.
+
+    Neither memory nor the time to begin then grows with the run. Between two waves the models are loaded anew, which is
+    little: a wave is six million pictures in slices of 16.
+    """
+    most = max(1, min(WAVE_SHARDS, WAVE_PIECES // max(pieces, 1)))
+    for start in range(0, len(pending), most):
+        yield pending[start : start + most]
 
 
 def pooled(pieces: ray.data.Dataset, actor: type[Any], given: tuple[Any, ...], *, cpus: float) -> ray.data.Dataset:
