@@ -32,13 +32,17 @@ def run(work: Work) -> None:
     """Bring caption, then select, up to date for every shard that lacks them."""
     if pending := work.pending("caption"):
         with logs.progress("caption", sum(work.rows_in(shard) for shard in pending)) as advance:
-            for piece in shards.stream(
-                shards.each(pending).map_batches(Derive(work.folder, work.recipe), batch_size=1)
-            ):
+            for piece in _pieces(work, pending):
                 shard, table = int(piece["shard"]), shards.from_bytes(piece["caption"])
                 work.commit("caption", shard, table, seconds=float(piece["seconds"]))
                 advance(table.num_rows)
     select(work)
+
+
+def _pieces(work: Work, pending: list[int]) -> Iterator[dict[str, Any]]:
+    derive = Derive(work.folder, work.recipe)
+    for wave in shards.waves(pending):
+        yield from shards.stream(shards.each(wave).map_batches(derive, batch_size=1))
 
 
 @dataclass(frozen=True)
