@@ -27,13 +27,14 @@ from PIL import Image
 from sote.cluster import logs, storage, weights
 from sote.cluster.errors import RecipeError
 from sote.cluster.storage import RunFolder
-from sote.data import places, shards
+from sote.data import places, shards, watchdog
 from sote.data.buckets import Bucket, bucket_for
 from sote.data.decode import Refused, open_picture
 from sote.data.inputs import encoder_input
 from sote.data.latentfile import ENCODER_STRIDE, KINDS, STAGE_A, STAGE_C, VQGAN_STRIDE, Kind, latent_cells, latent_file
 from sote.data.recipe import CurateRecipe, LatentsPart
 from sote.data.shards import Late, Row, Work
+from sote.data.watchdog import Patience, Watchdog
 
 STAGE = "latents"
 COLUMNS = ("row", "id", "uri", "offset", "bytes", "width", "height", "select_repeat", "sets")
@@ -63,8 +64,11 @@ def run(work: Work) -> None:
             work.commit(STAGE, shard, shards.blank(STAGE, work.rows_in(shard)), seconds=0.0)
         return
     started, parts = time.monotonic(), defaultdict[int, list[Batch]](list)
-    with logs.progress("latents", sum(work.rows_in(shard) for shard in pending)) as advance:
-        for piece in shards.stream(_dataset(work, pending, part)):
+    with (
+        watchdog.patience(work, STAGE) as patience,
+        logs.progress("latents", sum(work.rows_in(shard) for shard in pending)) as advance,
+    ):
+        for piece in shards.stream(_dataset(work, pending, part, patience)):
             shard = int(piece["shard"])
             parts[shard].append(piece)
             ends = [each for each in parts[shard] if each["pieces"] >= 0]
@@ -74,7 +78,7 @@ def run(work: Work) -> None:
                 advance(work.rows_in(shard), reasons)
 
 
-def _dataset(work: Work, pending: list[int], part: LatentsPart) -> ray.data.Dataset:
+def _dataset(work: Work, pending: list[int], part: LatentsPart, patience: Patience) -> ray.data.Dataset:
     if part.vqgan is not None and part.bucket_step % VQGAN_STRIDE:
         raise RecipeError(
             f"latents.bucket_step: {part.bucket_step} must be a multiple of {VQGAN_STRIDE} for Stage A's latents"
@@ -83,7 +87,7 @@ def _dataset(work: Work, pending: list[int], part: LatentsPart) -> ray.data.Data
     vqgan = weights.locate(part.vqgan, field="latents.vqgan") if part.vqgan is not None else None
     cut = CutBuckets(work.folder, work.recipe, part)
     slices = shards.each(pending).map_batches(cut, batch_size=1, num_cpus=READ_CPUS)
-    return shards.pooled(slices, EncodeRows, (encoder, vqgan, part.dtype), cpus=MODEL_CPUS)
+    return shards.pooled(slices, EncodeRows, (encoder, vqgan, part.dtype, patience), cpus=MODEL_CPUS)
 
 
 @dataclass(frozen=True)
@@ -176,15 +180,22 @@ def _end(shard: int, *, rows: list[Row], pieces: int) -> Batch:
 class EncodeRows:
     """The encoders as a Ray Data actor: pixels in, latents out, both as bytes with their shape beside them."""
 
-    def __init__(self, encoder: Path, vqgan: Path | None, dtype: str) -> None:
+    def __init__(self, encoder: Path, vqgan: Path | None, dtype: str, patience: Patience) -> None:
         from sote.data.encode import Encoder
 
         self.encoder = Late(lambda: Encoder(encoder, dtype=dtype))
         self.vqgan = Late(lambda: _vqgan(vqgan, dtype)) if vqgan is not None else None
+        self.watchdog = Watchdog(patience)
 
     def __call__(self, batch: Batch) -> Batch:
         if int(batch["pieces"][0]) >= 0:
             return batch | {"finite": np.array(["[]"]), "made_by": np.array(["{}"])}
+        shard, rows = int(batch["shard"][0]), json.loads(batch["rows"][0])
+        key = f"{shard:05d}-{batch['kind'][0]}-{rows[0]}"
+        with self.watchdog.over(shard, f"rows {', '.join(map(str, rows))}", key=key):
+            return self._encode(batch)
+
+    def _encode(self, batch: Batch) -> Batch:
         pixels = np.frombuffer(batch["data"][0], np.uint8).reshape(json.loads(batch["shape"][0])).copy()
         if self.vqgan is not None and batch["kind"][0] == STAGE_A.name:
             vqgan = self.vqgan.get()

@@ -25,12 +25,13 @@ import ray
 
 from sote.cluster import logs, weights
 from sote.cluster.storage import RunFolder
-from sote.data import shards
+from sote.data import shards, watchdog
 from sote.data.decoder import Decoder
 from sote.data.inputs import InputShapes
 from sote.data.recipe import CurateRecipe, DecodePart, ScorePart, TagPart
 from sote.data.schema import RATINGS
 from sote.data.shards import Late, Work
+from sote.data.watchdog import Patience, Watchdog
 
 STAGES = ("decode", "score", "tag")
 READ = ("row", "uri", "offset", "bytes", "index_skip", "index_error")
@@ -94,15 +95,16 @@ def run(work: Work) -> None:
 
 def pieces(work: Work, pending: list[int]) -> Iterator[Batch]:
     """Decode, score and tag these shards: slices with their tables, as they are ready, in no set order."""
-    return shards.stream(_dataset(work, pending))
+    with watchdog.patience(work, "tag") as patience:
+        yield from shards.stream(_dataset(work, pending, patience))
 
 
-def _dataset(work: Work, pending: list[int]) -> ray.data.Dataset:
+def _dataset(work: Work, pending: list[int], patience: Patience) -> ray.data.Dataset:
     recipe, models = work.recipe, models_of(work.recipe)
     cut = Cut(work.folder, recipe.decode, models.shapes(), recipe.slice_rows)
     decode_cpus, model_cpus = shares()
     slices = shards.each(pending).map_batches(cut, batch_size=1, batch_format="numpy", num_cpus=decode_cpus)
-    return shards.pooled(slices, Look, (models, recipe.slice_rows), cpus=model_cpus)
+    return shards.pooled(slices, Look, (models, recipe.slice_rows, patience), cpus=model_cpus)
 
 
 def shares() -> tuple[float, float]:
@@ -148,20 +150,23 @@ def _decoder(rule: DecodePart, shapes: InputShapes, slice_rows: int) -> Decoder:
 class Look:
     """Scorer and tagger of one device as a Ray Data actor: a slice in, the slice with its tables out."""
 
-    def __init__(self, models: Models, rows: int) -> None:
+    def __init__(self, models: Models, rows: int, patience: Patience) -> None:
         from sote.data.score import Scorer
         from sote.data.tag import Tagger
 
         paths = (models.aesthetic, models.quality_clip, models.quality_head)
         self.scorer = Late(lambda: Scorer(*paths, part=models.score, rows=rows))
         self.tagger = Late(lambda: Tagger(models.tagger, part=models.tag, rows=rows))
+        self.watchdog = Watchdog(patience)
 
     def __call__(self, batch: Any) -> Batch:
         piece = shards.cells_of(batch)
         scorer, tagger = self.scorer.get(), self.tagger.get()
         start, rows = int(piece["start"]), int(piece["rows"])
         inputs = {name: piece.pop(name) for name in ("sound", "aesthetic_input", "quality_input", "tagger_input")}
-        scored, tagged = score_rows(scorer(inputs), rows), tag_rows(tagger(inputs), rows)
+        shard, named = int(piece["shard"]), f"rows {start} to {start + rows - 1}"
+        with self.watchdog.over(shard, named, key=f"{shard:05d}-{start}"):
+            scored, tagged = score_rows(scorer(inputs), rows), tag_rows(tagger(inputs), rows)
         for stage, found in (("score", scored), ("tag", tagged)):
             numbered = [row | {"row": start + at} for at, row in enumerate(found)]
             piece[stage] = shards.to_bytes(shards.table_of(stage, numbered))

@@ -28,12 +28,13 @@ from PIL import Image
 
 from sote.cluster import logs, weights
 from sote.cluster.storage import RunFolder
-from sote.data import places, reading, shards
+from sote.data import places, reading, shards, watchdog
 from sote.data.ahead import in_order
 from sote.data.decode import Refused, open_picture
 from sote.data.reading import Unread
 from sote.data.recipe import CurateRecipe, TextPart
 from sote.data.shards import Late, Row, Work
+from sote.data.watchdog import Patience, Watchdog
 
 pc: Any = pyarrow.compute  # its stubs lack overloads that are used here
 
@@ -102,8 +103,9 @@ def _with_text(tags: Any, threshold: float) -> list[int]:
 def _pieces(work: Work, part: TextPart, to_read: list[int]) -> Iterator[dict[str, Any]]:
     """Each shard's read rows as soon as they are done."""
     if part.url is None:
-        given = (weights.locate(part.reader, field="text.reader"), work.folder, work.recipe)
-        yield from shards.stream(shards.pooled(shards.each(to_read), ReadShards, given, cpus=MODEL_CPUS))
+        with watchdog.patience(work, STAGE) as patience:
+            given = (weights.locate(part.reader, field="text.reader"), work.folder, work.recipe, patience)
+            yield from shards.stream(shards.pooled(shards.each(to_read), ReadShards, given, cpus=MODEL_CPUS))
         return
     from sote.data import reader_http  # only where a server is asked
 
@@ -134,14 +136,30 @@ class Opener:
 class ReadShards:
     """LLaVA as a Ray Data actor: the number of a shard in, the read rows of the shard out."""
 
-    def __init__(self, model: Path, folder: RunFolder, recipe: CurateRecipe) -> None:
+    def __init__(self, model: Path, folder: RunFolder, recipe: CurateRecipe, patience: Patience) -> None:
         self.folder, self.recipe = folder, recipe
         self.engine = Late(functools.partial(_llava, model, recipe))
+        self.watchdog = Watchdog(patience)
 
     def __call__(self, batch: Any) -> Iterator[dict[str, Any]]:
-        numbers = [int(number) for number in batch["shard"]]
         engine, node = self.engine.get(), ray.get_runtime_context().get_node_id()
-        yield from map(shards.batch_of, read(engine, self.folder, self.recipe, numbers=numbers, node=node))
+        for number in map(int, batch["shard"]):
+            watched = _Watched(engine, self.watchdog, number)
+            yield from map(shards.batch_of, read(watched, self.folder, self.recipe, numbers=[number], node=node))
+
+
+class _Watched:
+    """An engine whose every answer must come within the recipe's patience."""
+
+    def __init__(self, engine: Engine, watchdog: Watchdog, shard: int) -> None:
+        self.engine, self.watchdog, self.shard = engine, watchdog, shard
+        self.facts = engine.facts
+
+    def prepare(self, image: Image.Image) -> Any:
+        return self.engine.prepare(image)
+
+    def answers(self, pictures: Iterable[Any]) -> Iterator[str | Unread]:
+        yield from self.watchdog.each(self.engine.answers(pictures), self.shard)
 
 
 def _llava(model: Path, recipe: CurateRecipe) -> Engine:

@@ -189,12 +189,15 @@ class WorkPart(Part):
     """What changes no result, so that a run can be continued with other values.
 
     A run fails when more than `max_failed_share` of its files end in an error. `cores` and `devices` are what
-    `sote check` reckons its hours for: CPU cores, and accelerators by name with their number, as {"H200" = 8}.
+    `sote check` reckons its hours for: CPU cores, and accelerators by name with their number, as {"H200" = 8}. A model
+    whose call for one slice takes longer than `hang_timeout_seconds`, loading and compiling aside, is ended, and the
+    slice is tried again.
     """
 
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
     cores: int | None = Field(default=None, ge=1)
     devices: dict[str, int] = Field(default_factory=dict)
+    hang_timeout_seconds: float = Field(default=900.0, gt=0)
 
 
 class CurateRecipe(Recipe):

@@ -16,6 +16,7 @@ from sote.data.encode import EfficientNetEncoder, Encoder, Plan, stage_of
 from sote.data.inputs import encoder_input
 from sote.data.recipe import CurateRecipe
 from sote.data.shards import Row, Work
+from sote.data.watchdog import Patience
 
 SIZES = [(96, 64), (70, 64), (128, 96), (64, 96), (97, 66), (40, 30), (96, 64)]
 
@@ -65,9 +66,11 @@ def made(work: Work) -> list[Row]:
     part = work.recipe.latents
     assert part is not None
     vqgan = Path(part.vqgan) if part.vqgan else None
-    encode_rows = pass_latents.EncodeRows(Path(part.encoder), vqgan, part.dtype)
+    patience = Patience("latents", 600.0, work.folder.root / ".hangs")
+    encode_rows = pass_latents.EncodeRows(Path(part.encoder), vqgan, part.dtype, patience)
     cut = pass_latents.CutBuckets(work.folder, work.recipe, part)(shards.batch_of({"shard": 0}))
     pieces = [shards.cells_of(encode_rows(piece)) for piece in cut]
+    encode_rows.watchdog.close()
     pass_latents.commit_shard(work, part, pieces[::-1], seconds=0.0)  # in whatever order they come
     return work.read(0, ("row", "uri", *shards.schema.written_by("latents").names[1:]))
 
