@@ -17,6 +17,7 @@ import typer
 from sote.cluster.errors import SoteError, UserError
 
 if TYPE_CHECKING:
+    from sote.cluster.profile import ClusterProfile
     from sote.cluster.recipe import Recipe
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -85,15 +86,23 @@ def demo(
 
 
 @app.command(epilog="Example: sote check runs/demo/recipes/curate.toml")
-def check(recipe: RecipePath) -> None:
-    """Validate a recipe; print it resolved, and the plan: workers, memory, hours."""
+def check(
+    recipe: RecipePath,
+    cluster: Annotated[
+        Path | None, typer.Option(metavar="PROFILE", help="a cluster's TOML profile: what the run costs there")
+    ] = None,
+) -> None:
+    """Validate a recipe; print it resolved, and the plan: workers, memory, hours; and its cost on a cluster."""
     from rich.console import Console
 
     from sote.cluster import recipe as recipes
+    from sote.cluster.profile import ClusterProfile
 
     loaded = _load_any(recipe)
+    profile = None if cluster is None else recipes.load(cluster, ClusterProfile)
+    plan = _plan(loaded, beside=recipe.parent, profile=profile)
     print(recipes.dumps(loaded))
-    Console().print(_plan(loaded, beside=recipe.parent))
+    Console().print(*plan)
 
 
 @app.command(epilog="Example: sote curate runs/demo/recipes/curate.toml")
@@ -309,23 +318,35 @@ def _load_any(path: Path) -> "Recipe":
     return recipes.load(path, max(kinds, key=likeness))
 
 
-def _plan(loaded: "Recipe", *, beside: Path) -> Any:
-    """The plan of any recipe, after its check. `beside` is the folder of the recipe, and of those it goes on from."""
+def _plan(loaded: "Recipe", *, beside: Path, profile: "ClusterProfile | None") -> list[Any]:
+    """The plan of any recipe, after its check, and its cost. `beside` is the folder of the recipe, and of those it goes
+    on from."""
+    from sote.cluster import prices
     from sote.data import plan as data_plan
     from sote.data.recipe import CurateRecipe
     from sote.serve import plan as serve_plan
+    from sote.serve import pricing
     from sote.serve.recipe import ServeRecipe
     from sote.train import plan as train_plan
     from sote.train import plan_tables
     from sote.train.recipe import TrainRecipe
 
+    priced = None
     if isinstance(loaded, CurateRecipe):
-        return data_plan.render(data_plan.plan(loaded))
-    if isinstance(loaded, TrainRecipe):
-        return plan_tables.render(train_plan.outline(loaded, beside=beside))
-    if isinstance(loaded, ServeRecipe):
-        return serve_plan.render(serve_plan.plan(loaded, address=Door.address))
-    raise TypeError(type(loaded))
+        files = data_plan.plan(loaded)
+        shown = data_plan.render(files)
+        priced = profile and pricing.curating(loaded, profile, rows=files.rows)
+    elif isinstance(loaded, TrainRecipe):
+        training = train_plan.outline(loaded, beside=beside)
+        shown = plan_tables.render(training)
+        priced = profile and pricing.training(training, profile)
+    elif isinstance(loaded, ServeRecipe):
+        server = serve_plan.plan(loaded, address=profile.name if profile else Door.address)
+        shown = serve_plan.render(server)
+        priced = profile and pricing.serving(loaded, profile, tflop=server.tflop)
+    else:
+        raise TypeError(type(loaded))
+    return [shown] if priced is None else [shown, prices.render(priced)]
 
 
 def _command() -> str:
