@@ -2,7 +2,7 @@
 
 On a terminal, progress is a rich bar on standard error; elsewhere it is a line every few seconds, so that a log file
 shows it too. Events are lines for people there, and JSON elsewhere (jsonlines.py); a run keeps its warnings and errors
-in events.jsonl. Metrics are one JSON object a line, appended and flushed at once.
+in events.jsonl. Metrics are one JSON object a line, appended and flushed at once (at a URI: parts.py).
 
 Kind: pure, but for files and standard error.
 """
@@ -22,7 +22,7 @@ from typing import Any, Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from sote.cluster import gauges, jsonlines
+from sote.cluster import gauges, jsonlines, parts, remote
 from sote.cluster.errors import Stopped
 from sote.cluster.jsonlines import Who
 
@@ -224,6 +224,8 @@ class Metrics:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if remote.uri(path) is not None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and _cut(path):
             whole = path.read_bytes().rpartition(b"\n")[0]
@@ -231,8 +233,12 @@ class Metrics:
 
     def write(self, **values: Any) -> None:
         """Append one line. Values are JSON values; names carry their unit."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 3)} | values) + "\n")
+        line = json.dumps({"time": round(time.time(), 3)} | values)
+        if remote.uri(self.path) is not None:
+            parts.add(self.path, line)
+        else:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
         gauges.export(self.path.absolute().parent.name, values)
 
 
@@ -246,14 +252,4 @@ def _cut(path: Path) -> bool:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; a last line cut by a kill is left out. No file gives no lines."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    found = []
-    for number, line in enumerate(lines):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number != len(lines) - 1:
-                raise
-    return found
+    return [json.loads(line) for line in parts.lines(path)]

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Final
+from typing import IO, Final
 
 from sote.cluster import store
 from sote.cluster.errors import UserError
@@ -112,6 +112,16 @@ def push(path: Path, *, source: Path | None = None) -> None:
         held.note(path, Entry(token, content.stat().st_size))
 
 
+def put(path: Path, data: bytes) -> None:
+    """Bring `data` to the URI of a path in the mirror, and not here."""
+    held = _holder(path)
+    if held is not None:
+        held.check()
+    token = store.put(named(path), data)
+    if held is not None:
+        held.note(path, Entry(token, len(data)))
+
+
 def fetch(path: Path) -> Path:
     """The file here, as it is at its URI at this moment. Raises FileNotFoundError."""
     where = uri(path)
@@ -127,7 +137,8 @@ def fetch(path: Path) -> Path:
 
 
 def known(path: Path) -> Path:
-    """As `fetch`; but in the process that holds the folder, which knows what is there, nothing is asked.
+    """As `fetch`; but in the process that holds the folder, which knows what lies there, nothing is asked: for what
+    that process alone writes.
 
     Raises FileNotFoundError.
     """
@@ -144,6 +155,17 @@ def is_known(path: Path) -> bool:
     """As `exists`, for a file or folder; but in the process that holds the folder nothing is asked."""
     held = _holder(path)
     return exists(path) if held is None else path in held.entries or path in held.folders
+
+
+def known_tree(folder: Path, pattern: str) -> list[Path]:
+    """The files below `folder` that match, sorted, brought here; as `known`, from what the holder knows."""
+    held = _holder(folder)
+    if held is None:
+        return fetch_tree(folder, pattern)
+    inside = (path for path in held.entries if path.is_relative_to(folder))
+    wanted = sorted(path for path in inside if _matches(path.relative_to(folder), pattern))
+    store.each(lambda path: _bring(path, held.entries[path]), wanted)
+    return wanted
 
 
 def fetch_tree(folder: Path, pattern: str = "**/*") -> list[Path]:
@@ -166,8 +188,9 @@ def fetch_tree(folder: Path, pattern: str = "**/*") -> list[Path]:
 def paths(folder: Path, pattern: str = "**/*") -> list[Path]:
     """The files below `folder` that match, as they are there; none is brought. One listing, sorted."""
     found = _entries(folder)
-    files = [path for path in folder.glob("**/*") if path.is_file()] if found is None else list(found)
-    return sorted(path for path in files if _matches(path.relative_to(folder), pattern))
+    if found is None:
+        return sorted(path for path in folder.glob(pattern) if path.is_file())
+    return sorted(path for path in found if _matches(path.relative_to(folder), pattern))
 
 
 def names(folder: Path) -> list[str]:
@@ -205,8 +228,8 @@ def remove(*several: Path) -> None:
 
 @contextlib.contextmanager
 def holding(folder: Path, check: Callable[[], None]) -> Iterator[None]:
-    """While it lasts, this process alone writes to `folder`: one listing now says what is there, and what is here and
-    not there goes. `check` is asked before every write and raises when the folder has become another's."""
+    """While it lasts, this process knows what lies in `folder`: one listing now, and what it writes itself. `check` is
+    asked before every write, and raises when the folder has become another's."""
     found = _entries(folder)
     if found is None:
         yield
@@ -214,14 +237,28 @@ def holding(folder: Path, check: Callable[[], None]) -> Iterator[None]:
     held = _Held(folder, check)
     for path, entry in found.items():
         held.note(path, entry)
-    for path in [path for path in folder.rglob("*") if path.is_file() and not _is_own(path)]:
-        if not _is_current(path, found.get(path)):
-            path.unlink(missing_ok=True)
     _held.append(held)
     try:
         yield
     finally:
         _held.remove(held)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file as it is there, open for reading and seeking, without bringing all of it. Raises FileNotFoundError."""
+    where = uri(path)
+    if where is None:
+        with path.open("rb") as file:
+            yield file
+        return
+    if _is_current(path, store.entry(where)):
+        with path.open("rb") as file:
+            yield file
+        return
+    filesystem, there = store.at(where)
+    with filesystem.open(there, "rb", cache_type="none") as file:
+        yield file
 
 
 def _holder(path: Path) -> _Held | None:

@@ -65,25 +65,24 @@ def at(uri: str, *, attempts: int = ATTEMPTS) -> tuple[Any, str]:
     return filesystem, str(path)
 
 
-def put(uri: str, file: Path, *, attempts: int = ATTEMPTS) -> str:
-    """Bring `file` to `uri`, whole or not at all; what was there is replaced. Returns its token."""
-    size = file.stat().st_size
+def put(uri: str, content: Path | bytes, *, attempts: int = ATTEMPTS) -> str:
+    """Bring a file or bytes to `uri`, whole or not at all; what was there is replaced. Returns its token."""
     filesystem, path = at(uri, attempts=attempts)
 
     def do() -> str:
-        if not _is_object(uri):
-            beside = f"{path}.tmp"
+        to = path if _is_object(uri) else f"{path}.tmp"
+        if to != path:
             filesystem.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
-            filesystem.put_file(str(file), beside)
-            if filesystem.exists(path):
-                filesystem.rm_file(path)
-            filesystem.mv(beside, path)
-        elif size <= WHOLE_BYTES:
-            answer = filesystem.pipe_file(path, file.read_bytes())
+        if isinstance(content, Path) and content.stat().st_size > WHOLE_BYTES:
+            filesystem.put_file(str(content), to, **({"chunksize": PART_BYTES} if _is_object(uri) else {}))
+        else:
+            answer = filesystem.pipe_file(to, content if isinstance(content, bytes) else content.read_bytes())
             if isinstance(answer, dict) and "ETag" in answer:
                 return str(answer["ETag"])
-        else:
-            filesystem.put_file(str(file), path, chunksize=PART_BYTES)
+        if to != path:
+            if filesystem.exists(path):
+                filesystem.rm_file(path)
+            filesystem.mv(to, path)
         return _entry(filesystem.info(path)).token
 
     return _putting(do, uri, attempts)
