@@ -100,9 +100,8 @@ def check(
 
     loaded = _load_any(recipe)
     profile = None if cluster is None else recipes.load(cluster, ClusterProfile)
-    plan = _plan(loaded, beside=recipe.parent, profile=profile)
     print(recipes.dumps(loaded))
-    Console().print(*plan)
+    Console().print(*_plan(loaded, beside=recipe.parent, profile=profile))
 
 
 @app.command(epilog="Example: sote curate runs/demo/recipes/curate.toml")
@@ -331,22 +330,21 @@ def _plan(loaded: "Recipe", *, beside: Path, profile: "ClusterProfile | None") -
     from sote.train import plan_tables
     from sote.train.recipe import TrainRecipe
 
-    priced = None
     if isinstance(loaded, CurateRecipe):
         files = data_plan.plan(loaded)
         shown = data_plan.render(files)
-        priced = profile and pricing.curating(loaded, profile, rows=files.rows)
+        priced = profile and prices.render(pricing.curating(loaded, profile, rows=files.rows))
     elif isinstance(loaded, TrainRecipe):
         training = train_plan.outline(loaded, beside=beside)
         shown = plan_tables.render(training)
-        priced = profile and pricing.training(training, profile)
+        priced = profile and prices.render(pricing.training(training, profile))
     elif isinstance(loaded, ServeRecipe):
         server = serve_plan.plan(loaded, address=profile.name if profile else Door.address)
         shown = serve_plan.render(server)
-        priced = profile and pricing.serving(loaded, profile, tflop=server.tflop)
+        priced = profile and prices.render(pricing.serving(loaded, profile, tflop=server.tflop))
     else:
         raise TypeError(type(loaded))
-    return [shown] if priced is None else [shown, prices.render(priced)]
+    return [shown] if priced is None else [shown, priced]
 
 
 def _command() -> str:
