@@ -41,13 +41,9 @@ class Part:
 
     def add(self, line: str) -> None:
         """Append a line, which is brought within `SECONDS`."""
-        full = False
         with self._busy:
             self._lines.append(line)
             self._bytes += len(line) + 1
-            full = self._bytes > FULL_BYTES
-        if full:
-            self.bring()
         self._waiting.set()
 
     def bring(self) -> None:
@@ -95,6 +91,12 @@ def add(path: Path, line: str) -> None:
     part.add(line)
 
 
+def bring(path: Path) -> None:
+    """Bring what this process has appended to the file so far. Raises Unreachable."""
+    if (mine := _parts.get((os.getpid(), path))) is not None:
+        mine.bring()
+
+
 def lines(path: Path) -> list[str]:
     """The lines of the file and its parts, as they are at the URI; those of this process are brought there first.
 
@@ -103,8 +105,7 @@ def lines(path: Path) -> list[str]:
     """
     if remote.uri(path) is None:
         return _whole(path)
-    if (mine := _parts.get((os.getpid(), path))) is not None:
-        mine.bring()
+    bring(path)
     return _together(path, remote.fetch_tree(path.with_suffix(""), "*.jsonl"))
 
 

@@ -193,6 +193,13 @@ def paths(folder: Path, pattern: str = "**/*") -> list[Path]:
     return sorted(path for path in found if _matches(path.relative_to(folder), pattern))
 
 
+def mirrored(folder: Path) -> list[Path]:
+    """The files that lie here in a folder of the mirror, sorted; of a local folder none."""
+    if uri(folder) is None:
+        return []
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not _is_own(path))
+
+
 def names(folder: Path) -> list[str]:
     """The names of what lies directly in the folder, there; sorted. None there: empty."""
     where = uri(folder)
@@ -211,13 +218,13 @@ def remove(*several: Path) -> None:
     """Take files and whole folders away, here and there, if they are there."""
     gone: list[Path] = []
     for path in several:
-        held = _holder(path)
+        held, known = _holder(path), list[Path]()
         if held is not None:
             held.check()
-            gone += [each for each in held.entries if each == path or each.is_relative_to(path)]
+            known = [each for each in held.entries if each == path or each.is_relative_to(path)]
             held.forget(path)
-        elif uri(path) is not None:
-            gone += [path] if path.is_file() else list(_entries(path) or [path])
+        if uri(path) is not None:  # what the holder does not know of may be another process's
+            gone += known or ([path] if path.is_file() else list(_entries(path) or [path]))
     store.delete([named(path) for path in gone])
     for path in several:
         if path.is_dir() and not path.is_symlink():
@@ -278,7 +285,7 @@ def _bring(path: Path, entry: Entry) -> None:
     if _is_current(path, entry):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.tmp")
     try:
         store.get(named(path), temporary)
         _stamp(temporary, entry.token)
