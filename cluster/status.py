@@ -1,7 +1,7 @@
 """How far a run is: rows of each stage, rate and time that is left, what failed and why, training steps.
 
 Only markers, records and metrics are read, so it works while the run goes on.
-Reads: run.json, rows/<stage>/*.done, metrics.jsonl, the resolved recipes.
+Reads: run.json, rows/<stage>/*.done, metrics.jsonl, events.jsonl, the resolved recipes.
 
 Kind: pure, but for files and the picture for a terminal.
 """
@@ -23,7 +23,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sote.cluster import logs
+from sote.cluster import events, logs
 from sote.cluster.errors import RunFolderError
 from sote.cluster.page import counted, duration, number, share
 from sote.cluster.storage import RunFolder
@@ -86,6 +86,7 @@ class Status:
     picked: int | None
     training: TrainStatus | None
     images: int
+    said: events.Said = events.NOTHING
 
 
 def status(run: Path, *, stages: Sequence[str] = ()) -> Status:
@@ -106,6 +107,7 @@ def status(run: Path, *, stages: Sequence[str] = ()) -> Status:
         picked=picked,
         training=_training(folder, [line for line in lines if line.get("kind") == "step"]),
         images=sum(line.get("kind") == "image" for line in lines),
+        said=events.look(folder, record, lines),
     )
 
 
@@ -243,7 +245,10 @@ def _found(table: dict[str, Any], name: str) -> int | None:
 
 def render(state: Status) -> RenderableType:
     """The status for a terminal."""
-    parts: list[RenderableType] = [Text.assemble((str(state.run), "bold"), *_verbs(state.verbs))]
+    parts: list[RenderableType] = [
+        Text.assemble((str(state.run), "bold"), *_verbs(state.verbs)),
+        *events.render(state.said),
+    ]
     if state.stages:
         parts.append(_stage_table(state.stages))
     if state.picked is not None:
