@@ -12,10 +12,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.data
 
+from sote.cluster import arrival, reaching
 from sote.cluster.errors import UserError
 
 # Local object store: curation keeps slices of tens of megabytes in flight; what does not fit is spilled to disk by Ray.
@@ -67,24 +69,46 @@ def _init(address: str | None, environment: dict[str, str]) -> None:
         os.environ.update(environment)
         _start_local()
         return
-    shipped = {"env_vars": environment} if environment else None
+    place = reaching.check(address)
+    _join(place, environment)
+    if packages := arrival.missing_anywhere():
+        ray.shutdown()
+        _join(place, environment, packages=packages)
+    arrival.check()
+
+
+def _join(place: str, environment: dict[str, str], *, packages: list[str] | None = None) -> None:
+    """Connect to the cluster whose control store is at HOST:PORT. Its processes for this one work in the same folder
+    where they have it, so that relative paths mean the same; `packages` are installed for them."""
+    folder = Path.cwd()
+
+    def go_there() -> None:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+
+    shipped: dict[str, Any] = {"worker_process_setup_hook": go_there}
+    shipped |= {"env_vars": environment} if environment else {}
+    shipped |= {"pip": packages} if packages else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=shipped)
+        with reaching.loopback(is_wanted=reaching.is_on_loopback(place)):
+            ray.init(address=place, log_to_driver=False, logging_level=logging.ERROR, runtime_env=shipped)
     except ConnectionError as error:
-        raise UserError(f"--address {address}: no Ray cluster answers there ({error})") from None
+        raise UserError(f"--address {place}: the cluster does not take a driver from here ({error})") from None
 
 
 def _start_local() -> None:
-    """Start an own Ray. On a machine that is busy it can miss Ray's fixed limit of 30 s, so it is tried again."""
+    """Start an own Ray, all of it on loopback. On a machine that is busy it can miss Ray's fixed limit of 30 s, so it
+    is tried again."""
     for attempt in range(LOCAL_STARTS):
         try:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            )
+            with reaching.loopback():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                )
         except Exception as error:  # Ray raises no narrower class
             if SLOW_START not in str(error) or attempt + 1 == LOCAL_STARTS:
                 raise

@@ -98,7 +98,7 @@ def is_whole(path: str) -> bool:
 
 def command(words: list[str]) -> str:
     """The words as the driver's shell runs them; SHIPPED among them stands for the recipe that travelled."""
-    shown = [f'"{SHIPPED}"' if word == SHIPPED else shlex.quote(word) for word in words]
+    shown = [f'"{word}"' if word == SHIPPED else shlex.quote(word) for word in words]
     return " ".join(["python -m sote.cluster.cli --address auto", *shown])
 
 
