@@ -14,7 +14,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +68,7 @@ def run(work: Work) -> None:
         watchdog.patience(work, STAGE) as patience,
         logs.progress("latents", sum(work.rows_in(shard) for shard in pending)) as advance,
     ):
-        for piece in shards.stream(_dataset(work, pending, part, patience)):
+        for piece in _pieces(work, pending, part, patience):
             shard = int(piece["shard"])
             parts[shard].append(piece)
             ends = [each for each in parts[shard] if each["pieces"] >= 0]
@@ -78,7 +78,12 @@ def run(work: Work) -> None:
                 advance(work.rows_in(shard), reasons)
 
 
-def _dataset(work: Work, pending: list[int], part: LatentsPart, patience: Patience) -> ray.data.Dataset:
+def _pieces(work: Work, pending: Sequence[int], part: LatentsPart, patience: Patience) -> Iterator[Batch]:
+    for wave in shards.waves(pending, pieces=work.slices):
+        yield from shards.stream(_dataset(work, wave, part, patience))
+
+
+def _dataset(work: Work, pending: Sequence[int], part: LatentsPart, patience: Patience) -> ray.data.Dataset:
     if part.vqgan is not None and part.bucket_step % VQGAN_STRIDE:
         raise RecipeError(
             f"latents.bucket_step: {part.bucket_step} must be a multiple of {VQGAN_STRIDE} for Stage A's latents"

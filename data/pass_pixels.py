@@ -14,7 +14,7 @@ import functools
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,10 +96,11 @@ def run(work: Work) -> None:
 def pieces(work: Work, pending: list[int]) -> Iterator[Batch]:
     """Decode, score and tag these shards: slices with their tables, as they are ready, in no set order."""
     with watchdog.patience(work, "tag") as patience:
-        yield from shards.stream(_dataset(work, pending, patience))
+        for wave in shards.waves(pending, pieces=work.slices):
+            yield from shards.stream(_dataset(work, wave, patience))
 
 
-def _dataset(work: Work, pending: list[int], patience: Patience) -> ray.data.Dataset:
+def _dataset(work: Work, pending: Sequence[int], patience: Patience) -> ray.data.Dataset:
     recipe, models = work.recipe, models_of(work.recipe)
     cut = Cut(work.folder, recipe.decode, models.shapes(), recipe.slice_rows)
     decode_cpus, model_cpus = shares()

@@ -105,7 +105,8 @@ def _pieces(work: Work, part: TextPart, to_read: list[int]) -> Iterator[dict[str
     if part.url is None:
         with watchdog.patience(work, STAGE) as patience:
             given = (weights.locate(part.reader, field="text.reader"), work.folder, work.recipe, patience)
-            yield from shards.stream(shards.pooled(shards.each(to_read), ReadShards, given, cpus=MODEL_CPUS))
+            for wave in shards.waves(to_read):
+                yield from shards.stream(shards.pooled(shards.each(wave), ReadShards, given, cpus=MODEL_CPUS))
         return
     from sote.data import reader_http  # only where a server is asked
 

@@ -67,6 +67,11 @@ class Work:
         facts = storage.committed(self.index_marker)
         return int(facts["rows"]) if facts else 0
 
+    @property
+    def slices(self) -> int:
+        """How many slices a whole shard is cut into."""
+        return -(-self.recipe.shard_rows // self.recipe.slice_rows)
+
     def pending(self, stage: str) -> list[int]:
         """The shards that `stage` has not committed under this recipe, in order."""
         return [shard for shard in range(self.shard_count()) if not self.is_committed(stage, shard)]
