@@ -8,13 +8,13 @@ number is taken. A holder that finds another's number, or its own gone, has lost
 Kind: pure, but for files elsewhere and a thread.
 """
 
-import _thread
 import contextlib
 import json
 import logging
 import os
 import platform
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ class Lease:
                 log.warning("the lease of a run folder was not renewed: %s", error)
             if self.lost:
                 log.error("a run folder was taken by another process run=%s", self.folder)
-                _thread.interrupt_main()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
 
     def release(self, thread: threading.Thread) -> None:
@@ -127,7 +127,7 @@ def _taken(folder: str, *, verb: str) -> Lease:
         _watch(folder, verb=verb, lease=f"{lock}/{max(found)}")
     lease = Lease(folder, number + 1, verb=verb, lock=lock)
     if not lease.take():
-        raise _in_use(folder, verb)
+        raise in_use(folder, verb)
     store.delete([f"{lock}/{name}" for name in found])
     return lease
 
@@ -139,19 +139,20 @@ def _watch(folder: str, *, verb: str, lease: str) -> None:
         token = store.entry(lease).token
         alive = _alive(there)
         if alive:
-            raise _in_use(folder, verb)
+            raise in_use(folder, verb)
         end = time.monotonic() + (SECONDS if alive is None else 0)
         if alive is None:
             log.warning("the run folder is held by %s: waiting %.0f s for a sign of it", there.get("host"), SECONDS)
         while time.monotonic() < end:
             time.sleep(WATCH_SECONDS)
             if store.entry(lease).token != token:
-                raise _in_use(folder, verb)
+                raise in_use(folder, verb)
     except FileNotFoundError:
         return
 
 
-def _in_use(folder: str, verb: str) -> RunFolderError:
+def in_use(folder: str, verb: str) -> RunFolderError:
+    """What is said to the second of two commands on one folder, here or at a URI."""
     return RunFolderError(f"{folder}: run: another `sote {verb}` is writing to it; wait for that one or stop it")
 
 

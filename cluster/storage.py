@@ -1,7 +1,8 @@
 """Writing that survives a kill at any moment, and the layout of the run folder.
 
-Every write is: temporary name in the same folder, flush, fsync, rename. A shard counts only with its marker
-`<file>.done`, which is written after the file. `RunFolder` names every place in a run folder (the contract's layout).
+Every write is: temporary name in the same folder, flush, fsync, put at its URI if it has one (remote.py), rename. A
+shard counts only with its marker `<file>.done`, which is written after the file. `RunFolder` names every place in a run
+folder (the contract's layout); the way to a run folder is `open_run`, here or at a URI.
 
 Kind: pure, but for files.
 """
@@ -24,9 +25,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sote.cluster import logs
+from sote.cluster import lease, logs, parts, remote
 from sote.cluster import recipe as recipes
-from sote.cluster.errors import RunFolderError
+from sote.cluster.errors import Denied, RunFolderError, Unreachable
 from sote.cluster.jsonlines import Who
 
 PACKAGES = ("sote", "ray", "torch", "diffusers", "transformers", "deepspeed", "onnxruntime-gpu", "open_clip_torch")
@@ -36,13 +37,17 @@ BEFORE_A_RUN = {"weights", "weights.done", "pictures", "pictures.done", "recipes
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, it is flushed to disk and renamed to `path`."""
+    """Yield a temporary path beside `path`; when the block ends well, it is flushed to disk and renamed to `path`.
+
+    A path in the mirror is first brought to its URI: what cannot be put there is not here either.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        remote.push(path, source=temporary)
         temporary.replace(path)
         _sync_folder(path.parent)
     finally:
@@ -73,12 +78,15 @@ def commit(path: Path, **facts: Any) -> None:
 
 
 def committed(path: Path) -> dict[str, Any] | None:
-    """The facts in the marker of `path`, or None if the file does not count (no marker, or no file)."""
+    """The facts in the marker of `path`, or None if the file does not count (no marker, or no file).
+
+    At a URI, as they are there; the process that holds the folder knows that without asking (`remote.known`).
+    """
     try:
-        facts = json.loads(marker(path).read_text(encoding="utf-8"))
+        facts = json.loads(remote.known(marker(path)).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return dict(facts) if path.exists() else None
+    return dict(facts) if remote.is_known(path) else None
 
 
 def marker(path: Path) -> Path:
@@ -91,14 +99,20 @@ def once(folder: Path, make: Callable[[Path], object]) -> None:
     if committed(folder) is None:
         folder.mkdir(parents=True, exist_ok=True)
         make(folder)
+        for path in remote.mirrored(folder):
+            remote.push(path)
         commit(folder)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The places in one run folder. Nothing is made before it is written."""
+    """The places in one run folder. Nothing is made before it is written. A process on another node gets one in its own
+    mirror."""
 
     root: Path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return run_folder, (remote.named(self.root),)
 
     @property
     def record(self) -> Path:
@@ -144,7 +158,15 @@ class RunFolder:
         """The resolved recipe of `verb`: `recipe.toml`, or `recipe.<verb>.toml` if another verb made the folder."""
         first = self.root / "recipe.toml"
         owner = _verbs(self.record)
-        return first if not owner or owner[0] == verb else self.root / f"recipe.{verb}.toml"
+        found = first if not owner or owner[0] == verb else self.root / f"recipe.{verb}.toml"
+        with contextlib.suppress(FileNotFoundError):
+            remote.fetch(found)
+        return found
+
+
+def run_folder(text: str) -> RunFolder:
+    """The run folder at a path or URI. Raises UserError as `remote.place` does."""
+    return RunFolder(remote.place(text))
 
 
 @contextlib.contextmanager
@@ -159,14 +181,19 @@ def open_run(
 
     Raises RunFolderError: another recipe's folder, a folder that is no run folder, or one that is in use.
     """
-    folder = RunFolder(Path(recipe.run))
-    refuse_foreign(folder)
-    _refuse_other(folder, recipe, verb, may_differ)
-    try:
-        folder.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"{folder.root}: run: cannot be made ({error.strerror}); name another one") from None
-    with _held(folder.root / f".{verb}.lock", verb):
+    folder = run_folder(recipe.run)
+    with contextlib.ExitStack() as stack:
+        try:
+            refuse_foreign(folder)
+            _refuse_other(folder, recipe, verb, may_differ)
+            folder.root.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_held(folder, verb))
+        except Denied as error:
+            raise RunFolderError(f"run: {error}") from None
+        except OSError as error:
+            if isinstance(error, Unreachable):
+                raise
+            raise RunFolderError(f"{folder.root}: run: cannot be made ({error.strerror}); name another one") from None
         _sweep(folder)
         record = _start(folder, recipe, verb, command)
         code = 1
@@ -184,14 +211,15 @@ def open_run(
 
 def refuse_foreign(folder: RunFolder) -> None:
     """Raise RunFolderError for a file, or for a folder that holds other things than a run."""
-    if folder.root.is_file():
-        raise RunFolderError(f"{folder.root}: run: is a file; name a folder")
-    if not folder.root.is_dir() or folder.record.exists():
+    root, there = remote.named(folder.root), remote.names(folder.root)
+    if folder.root.is_file() or (remote.uri(folder.root) is not None and not there and remote.exists(folder.root)):
+        raise RunFolderError(f"{root}: run: is a file; name a folder")
+    if folder.record.name in there:
         return
-    foreign = sorted(path.name for path in folder.root.iterdir() if path.name not in BEFORE_A_RUN)
-    if [name for name in foreign if not name.startswith(".")]:
+    foreign = [name for name in there if name not in BEFORE_A_RUN and not name.startswith(".")]
+    if foreign:
         raise RunFolderError(
-            f"{folder.root}: run: holds {foreign[0]!r} and no run.json, so it is not a run folder; name a new one"
+            f"{root}: run: holds {foreign[0]!r} and no run.json, so it is not a run folder; name a new one"
         )
 
 
@@ -221,27 +249,33 @@ def _refuse_other(folder: RunFolder, recipe: recipes.Recipe, verb: str, may_diff
 
 
 @contextlib.contextmanager
-def _held(path: Path, verb: str) -> Iterator[None]:
-    with path.open("w") as file:
+def _held(folder: RunFolder, verb: str) -> Iterator[None]:
+    """Hold a folder for a verb: by a lock here, by a lease at a URI, of which all markers are brought."""
+    where = remote.uri(folder.root)
+    if where is not None:
+        with lease.held(where, verb=verb) as taken, remote.holding(folder.root, taken.check):
+            remote.known_tree(folder.root, "**/*.done")
+            yield
+        return
+    with (folder.root / f".{verb}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunFolderError(
-                f"{path.parent}: run: another `sote {verb}` is writing to it; wait for that one or stop it"
-            ) from None
+            raise lease.in_use(str(folder.root), verb) from None
         yield
 
 
 def _sweep(folder: RunFolder) -> None:
     """Take away the temporary files that killed processes left; those of living ones stay."""
-    for pattern in (".*.tmp", "rows/*/.*.tmp", "latents/*/.*.tmp", "latents/vqgan/*/.*.tmp"):
+    patterns = (".*.tmp", "rows/*/.*.tmp", "latents/*/.*.tmp", "latents/vqgan/*/.*.tmp")
+    for pattern in patterns if remote.uri(folder.root) is None else ("**/.*.tmp",):
         for path in folder.root.glob(pattern):
             if not Path(f"/proc/{path.name.split('.')[-2]}").exists():
                 path.unlink(missing_ok=True)
 
 
 def _start(folder: RunFolder, recipe: recipes.Recipe, verb: str, command: str) -> dict[str, Any]:
-    record = json.loads(folder.record.read_text()) if folder.record.exists() else {"verbs": {}}
+    record = _record(folder.record) or {"verbs": {}}
     before = record["verbs"].pop(verb, None)
     order = [verb, *record["verbs"]] if before and _verbs(folder.record)[0] == verb else [*record["verbs"], verb]
     mine = {
@@ -262,10 +296,12 @@ def _start(folder: RunFolder, recipe: recipes.Recipe, verb: str, command: str) -
 
 
 def _finish(folder: RunFolder, verb: str, started: dict[str, Any], code: int) -> None:
-    record = json.loads(folder.record.read_text())
+    record = _record(folder.record) or started
     mine = started["verbs"][verb] | {"end": now(), "exit_code": code}
     record = record | mine | {"verbs": record["verbs"] | {verb: mine}}
     write_text(folder.record, json.dumps(record, indent=2) + "\n")
+    for path in (folder.metrics, folder.events):
+        parts.merge(path)
 
 
 def now() -> str:
@@ -274,9 +310,15 @@ def now() -> str:
 
 
 def _verbs(record: Path) -> list[str]:
-    if not record.exists():
-        return []
-    return list(json.loads(record.read_text(encoding="utf-8"))["verbs"])
+    found = _record(record)
+    return list(found["verbs"]) if found else []
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(remote.fetch(path).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
 
 
 def _commit() -> str | None:
