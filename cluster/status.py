@@ -23,8 +23,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sote.cluster import events, logs
-from sote.cluster.errors import RunFolderError
+from sote.cluster import events, logs, remote
+from sote.cluster.errors import Denied, RunFolderError, Unreachable
 from sote.cluster.page import counted, duration, number, share
 from sote.cluster.storage import RunFolder
 
@@ -98,7 +98,7 @@ def status(run: Path, *, stages: Sequence[str] = ()) -> Status:
     record = read_record(folder)
     lines = logs.read_metrics(folder.metrics)
     markers = _markers(folder)
-    picked, ends = _ends(folder) if folder.catalogue.exists() else (None, Counter[str]())
+    picked, ends = _ends(folder) if remote.exists(folder.catalogue) else (None, Counter[str]())
     return Status(
         run=run,
         verbs=tuple(_verb(name, verb) for name, verb in record["verbs"].items()),
@@ -113,17 +113,22 @@ def status(run: Path, *, stages: Sequence[str] = ()) -> Status:
 
 def read_record(folder: RunFolder) -> dict[str, Any]:
     """`run.json` of a run folder. Raises RunFolderError in one line: no such folder, or no run folder."""
-    if not folder.root.is_dir():
-        what = "is a file" if folder.root.exists() else "no such folder"
-        raise RunFolderError(f"{folder.root}: {what}; name the run folder, which the recipe's line `run` says")
+    root = remote.named(folder.root)
     try:
-        record = json.loads(folder.record.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunFolderError(f"{folder.root}: is not a run folder: it has no run.json") from None
+        record = json.loads(remote.fetch(folder.record).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        if remote.names(folder.root):
+            raise RunFolderError(f"{root}: is not a run folder: it has no run.json") from None
+        what = "is a file" if remote.exists(folder.root) else "no such folder"
+        raise RunFolderError(f"{root}: {what}; name the run folder, which the recipe's line `run` says") from None
+    except Denied as error:
+        raise RunFolderError(str(error)) from None
+    except Unreachable:
+        raise
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{folder.record}: cannot be read as a run's record ({error})") from None
+        raise RunFolderError(f"{remote.named(folder.record)}: cannot be read as a run's record ({error})") from None
     if not isinstance(record, dict) or not isinstance(record.get("verbs"), dict):
-        raise RunFolderError(f"{folder.record}: is not a run's record: it has no table of verbs")
+        raise RunFolderError(f"{remote.named(folder.record)}: is not a run's record: it has no table of verbs")
     return record
 
 
@@ -134,8 +139,9 @@ def _verb(name: str, verb: dict[str, Any]) -> VerbStatus:
 def _markers(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
     """The facts in the markers of all committed shards, by stage. A marker without its file does not count."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((folder.root / "rows").glob("*/*.parquet.done")):
-        if path.with_suffix("").exists():
+    there = set(remote.paths(folder.root / "rows", "*/*.parquet"))
+    for path in remote.fetch_tree(folder.root / "rows", "*/*.parquet.done"):
+        if path.with_suffix("") in there:
             found.setdefault(path.parent.name, []).append(json.loads(path.read_text(encoding="utf-8")))
     return found
 
@@ -193,7 +199,7 @@ def _often_first(counts: Counter[str]) -> tuple[tuple[str, int], ...]:
 def _ends(folder: RunFolder) -> tuple[int, Counter[str]]:
     """How the rows of the catalogue ended: the picked ones, and the others by reason."""
     picked, found = 0, Counter[str]()
-    with pq.ParquetFile(folder.catalogue) as file:
+    with remote.opened(folder.catalogue) as catalogue, pq.ParquetFile(catalogue) as file:
         for batch in file.iter_batches(columns=["pick", "skip_reason", "error"]):
             picked += pc.sum(batch["pick"]).as_py() or 0
             aside = batch.filter(pc.invert(pc.fill_null(batch["pick"], False)))
@@ -246,7 +252,7 @@ def _found(table: dict[str, Any], name: str) -> int | None:
 def render(state: Status) -> RenderableType:
     """The status for a terminal."""
     parts: list[RenderableType] = [
-        Text.assemble((str(state.run), "bold"), *_verbs(state.verbs)),
+        Text.assemble((remote.named(state.run), "bold"), *_verbs(state.verbs)),
         *events.render(state.said),
     ]
     if state.stages:

@@ -244,7 +244,7 @@ def _refuse_other(folder: RunFolder, recipe: recipes.Recipe, verb: str, may_diff
     if found := recipes.difference(there, here):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise RunFolderError(
-            f"{folder.root}: run: holds a run of another recipe: {found[0]}{more}; name another run folder"
+            f"{remote.named(folder.root)}: run: holds a run of another recipe: {found[0]}{more}; name another run folder"
         )
 
 
