@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sote.cluster import lease, logs, parts, remote
+from sote.cluster import lease, logs, parts, remote, submission
 from sote.cluster import recipe as recipes
 from sote.cluster.errors import Denied, RunFolderError, Unreachable
 from sote.cluster.jsonlines import Who
@@ -243,9 +243,8 @@ def _refuse_other(folder: RunFolder, recipe: recipes.Recipe, verb: str, may_diff
     here.pop("run", None)
     if found := recipes.difference(there, here):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise RunFolderError(
-            f"{remote.named(folder.root)}: run: holds a run of another recipe: {found[0]}{more}; name another run folder"
-        )
+        root = remote.named(folder.root)
+        raise RunFolderError(f"{root}: run: holds a run of another recipe: {found[0]}{more}; name another run folder")
 
 
 @contextlib.contextmanager
@@ -280,9 +279,10 @@ def _start(folder: RunFolder, recipe: recipes.Recipe, verb: str, command: str) -
     order = [verb, *record["verbs"]] if before and _verbs(folder.record)[0] == verb else [*record["verbs"], verb]
     mine = {
         "digest": recipes.digest(recipe),
-        "commit": _commit(),
+        "commit": code_commit(),
         "versions": same_code(),
         "command": command,
+        "job": submission.job_id(),
         "start": before["start"] if before else now(),
         "continued": before["continued"] + 1 if before else 0,
         "end": None,
@@ -321,8 +321,14 @@ def _record(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _commit() -> str | None:
-    """The git commit of this code, with `+` if the tree has changes; None outside a checkout."""
+def code_commit() -> str | None:
+    """The git commit of this code, with `+` if the tree has changes; None outside a checkout.
+
+    The code that a job brought with it is of its submitter's commit.
+    """
+    job = submission.here()
+    if job is not None and job.is_shipped:
+        return job.commit or None
     top = Path(__file__).resolve().parent.parent
     if not (top / ".git").exists():
         return None
