@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sote.cluster import cli_jobs, submission
 from sote.cluster.errors import SoteError, UserError
 
 if TYPE_CHECKING:
@@ -32,7 +33,15 @@ app = typer.Typer(
 )
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="the TOML recipe")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="the run folder")]
+
+
+def _place(text: str) -> Path:
+    from sote.cluster import remote
+
+    return remote.place(text)
+
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="the run folder: a path or a URI", parser=_place)]
 
 
 class Format(StrEnum):
@@ -71,6 +80,7 @@ def options(
     ] = None,
 ) -> None:
     Door.address = address
+    submission.begin()
 
 
 @app.command(epilog="Example: sote demo --out runs/demo")
@@ -111,7 +121,7 @@ def curate(
 ) -> None:
     """Pictures -> captions and latents. The same command again continues where it stopped."""
     from sote.cluster import recipe as recipes
-    from sote.cluster import storage
+    from sote.cluster import remote, storage
     from sote.data import pipeline, plan
     from sote.data.recipe import CurateRecipe
     from sote.serve.report import write_report
@@ -120,14 +130,15 @@ def curate(
     plan.check(loaded, stage=stage)
     with storage.open_run(loaded, verb="curate", command=_command(), may_differ=pipeline.may_differ(stage)) as folder:
         count = pipeline.run(loaded, folder, address=Door.address, redo_from=stage)
-    print(f"{count}\ncatalogue: {folder.catalogue}\nreport:    {write_report(folder.root)}")
+    report = remote.named(write_report(folder.root))
+    print(f"{count}\ncatalogue: {remote.named(folder.catalogue)}\nreport:    {report}")
 
 
 @app.command(epilog="Example: sote train runs/demo/recipes/train.toml")
 def train(recipe: RecipePath) -> None:
     """Latents -> checkpoint. The same command again continues from the last checkpoint."""
     from sote.cluster import recipe as recipes
-    from sote.cluster import storage
+    from sote.cluster import remote, storage
     from sote.serve import samples
     from sote.serve.report import write_report
     from sote.train import launch, plan
@@ -137,13 +148,14 @@ def train(recipe: RecipePath) -> None:
     plan.check(loaded)
     with storage.open_run(loaded, verb="train", command=_command(), may_differ=plan.MAY_DIFFER) as folder:
         launch.run(loaded, folder=folder, address=Door.address, paint=samples.painter(loaded))
-    print(f"checkpoints: {folder.checkpoints}\nreport:      {write_report(folder.root)}")
+    report = remote.named(write_report(folder.root))
+    print(f"checkpoints: {remote.named(folder.checkpoints)}\nreport:      {report}")
 
 
 @app.command(epilog="Example: sote export runs/demo exported --format comfyui")
 def export(
     run: RunPath,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="the folder to write to")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the folder to write to", parser=_place)],
     form: Annotated[Format, typer.Option("--format", help="the layout to write")] = Format.diffusers,
     chosen: Annotated[
         str | None, typer.Option("--set", metavar="NAME", help="of a dataset: only the rows of this set")
@@ -151,6 +163,7 @@ def export(
     dtype: Annotated[Number | None, typer.Option(help="of weights: their type, instead of the recipe's")] = None,
 ) -> None:
     """Newest checkpoint -> published weights, safetensors; or picked rows -> a dataset for other trainers."""
+    from sote.cluster import remote
     from sote.data import exports as datasets
 
     if form.value in datasets.FORMATS:
@@ -166,7 +179,7 @@ def export(
             raise UserError(f"--set {chosen}: weights have no sets; name a dataset's --format, or leave it out")
         written = exports.export(run, out, form.value, dtype=dtype and dtype.value)  # type: ignore[arg-type]
     for path in written:
-        print(path)
+        print(remote.named(path))
 
 
 @app.command(epilog="Example: sote serve runs/demo/recipes/serve.toml")
@@ -251,17 +264,19 @@ def status(run: RunPath) -> None:
 @app.command(epilog="Example: sote report runs/demo")
 def report(run: RunPath) -> None:
     """Write RUN/report.html again."""
+    from sote.cluster import remote
     from sote.serve.report import write_report
 
-    print(write_report(run))
+    print(remote.named(write_report(run)))
 
 
 @app.command(epilog="Example: sote card runs/demo")
 def card(run: RunPath) -> None:
     """Write RUN/card.md: the model card of a training, from its records."""
+    from sote.cluster import remote
     from sote.train import card as cards
 
-    print(cards.write(run))
+    print(remote.named(cards.write(run)))
 
 
 @app.command(epilog="Example: sote doctor")
@@ -272,6 +287,9 @@ def doctor() -> None:
     from sote.cluster import doctor as examination
 
     Console().print(examination.render(examination.examine()))
+
+
+cli_jobs.register(app)
 
 
 def main() -> None:
@@ -293,6 +311,18 @@ def main() -> None:
     except KeyboardInterrupt:
         print("sote: interrupted; the same command continues", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def load_for(verb: str, path: Path) -> "Recipe":
+    """Load a recipe as the kind that `verb` runs. Raises RecipeError."""
+    from sote.cluster import recipe as recipes
+    from sote.data.recipe import CurateRecipe
+    from sote.serve.recipe import ServeRecipe
+    from sote.train.recipe import TrainRecipe
+
+    kinds: dict[str, type[Recipe]] = {"curate": CurateRecipe, "train": TrainRecipe}
+    kinds |= {"serve": ServeRecipe, "generate": ServeRecipe}
+    return recipes.load(path, kinds[verb]) if verb in kinds else _load_any(path)
 
 
 def _load_any(path: Path) -> "Recipe":
