@@ -15,6 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # Files that take a minute or more: they start Ray, DeepSpeed or a server of their own
 SLOW = {"test_app", "test_launch", "test_engine_deepspeed", "test_pipeline_faults", "test_pipeline"}
+SLOWEST_SECONDS = 900  # of a test with the fixtures that are made for it, on a machine that does other things too
+REST = 2  # the turn of what is quick
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -70,6 +72,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
+        if _turn(item) < REST:
+            item.add_marker(pytest.mark.timeout(SLOWEST_SECONDS))
     items.sort(key=_turn)
 
 
@@ -80,7 +84,7 @@ def _group(item: pytest.Item) -> str:
 
 
 def _turn(item: pytest.Item) -> int:
-    return 0 if _needs_demo(item) else 1 if item.path.stem in SLOW else 2
+    return 0 if _needs_demo(item) else 1 if item.path.stem in SLOW else REST
 
 
 def _needs_demo(item: pytest.Item) -> bool:
