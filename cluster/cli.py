@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sote.cluster import cli_jobs, submission
+from sote.cluster import cli_deploy, cli_jobs, submission
 from sote.cluster.errors import SoteError, UserError
 
 if TYPE_CHECKING:
@@ -290,6 +290,7 @@ def doctor() -> None:
 
 
 cli_jobs.register(app)
+app.add_typer(cli_deploy.cluster)
 
 
 def main() -> None:

@@ -13,12 +13,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 Strings = dict[str, str]
+ODD = {"downward_api": "downwardAPI", "serve_config": "serveConfigV2", "from_": "from"}
+
+
+def camel(name: str) -> str:
+    """Kubernetes' name of a field."""
+    return ODD.get(name) or to_camel(name)
 
 
 class Node(BaseModel):
     """A table of an object: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=camel, populate_by_name=True)
 
 
 class Metadata(Node):
@@ -115,7 +121,7 @@ class FieldFiles(Node):
 class Projection(Node):
     service_account_token: TokenFile | None = None
     config_map: ConfigFiles | None = None
-    downward_api: FieldFiles | None = Field(default=None, alias="downwardAPI")
+    downward_api: FieldFiles | None = None
 
 
 class Projected(Node):

@@ -26,7 +26,7 @@ class Peer(Node):
 class IngressRule(Node):
     """`from_`: who; `ports`: where to, everywhere where there are none."""
 
-    from_: tuple[Peer, ...] = Field(alias="from", min_length=1)
+    from_: tuple[Peer, ...] = Field(min_length=1)
     ports: tuple[PolicyPort, ...] | None = None
 
 

@@ -102,7 +102,7 @@ class UpgradeStrategy(Node):
 
 
 class ServiceSpec(Node):
-    serve_config: str = Field(alias="serveConfigV2")
+    serve_config: str
     upgrade_strategy: UpgradeStrategy = UpgradeStrategy()
     ray_cluster_config: ClusterSpec
 

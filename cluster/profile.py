@@ -145,9 +145,9 @@ class Cloud(Part):
     zone: str | None = None
     subnet: str = Field(pattern=r"^subnet-\w+$")  # a private one, which `ray up` reaches
     security_group: str = Field(pattern=r"^sg-\w+$")  # members among themselves, and port 22 from where you are
-    machine_image: str | None = Field(default=None, pattern=r"^ami-\w+$")  # left out: Ray's own for the region
+    machine_image: str = Field(pattern=r"^ami-\w+$")  # with the accelerators' driver, Python 3.11 or newer, make, rsync
     user: str = "ubuntu"
-    instance_profile: str | None = None  # ARN of the role that lets the nodes at the storage
+    instance_profile: str | None = None  # ARN of the nodes' role: the storage, and for the head to start nodes
 
 
 class ClusterProfile(Part):
