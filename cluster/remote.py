@@ -157,13 +157,23 @@ def is_known(path: Path) -> bool:
     return exists(path) if held is None else path in held.entries or path in held.folders
 
 
+def known_paths(folder: Path, pattern: str) -> list[Path]:
+    """As `paths`; but in the process that holds the folder nothing is asked."""
+    held = _holder(folder)
+    if held is None:
+        return paths(folder, pattern)
+    name = pattern.rpartition("/")[2]  # of tens of thousands of files, most are told apart by it alone
+    alike = held.entries if "*" in name else [path for path in held.entries if path.name == name]
+    inside = (path for path in alike if path.is_relative_to(folder))
+    return sorted(path for path in inside if _matches(path.relative_to(folder), pattern))
+
+
 def known_tree(folder: Path, pattern: str) -> list[Path]:
-    """The files below `folder` that match, sorted, brought here; as `known`, from what the holder knows."""
+    """As `fetch_tree`; but in the process that holds the folder nothing is listed."""
     held = _holder(folder)
     if held is None:
         return fetch_tree(folder, pattern)
-    inside = (path for path in held.entries if path.is_relative_to(folder))
-    wanted = sorted(path for path in inside if _matches(path.relative_to(folder), pattern))
+    wanted = known_paths(folder, pattern)
     store.each(lambda path: _bring(path, held.entries[path]), wanted)
     return wanted
 

@@ -1,7 +1,8 @@
 """Every pretrained file that Sote knows by a key: where it is from, which revision and files, under which licence.
 
-A recipe names weights by key or by a local path. Keys are looked up in the Hugging Face cache of the machine; nothing
-is downloaded behind the user's back: a missing file is an error that says how to fetch it.
+A recipe names weights by key, by a local path or by a URI, of which a node keeps a copy. Keys are looked up in the
+Hugging Face cache of the machine; nothing is downloaded behind the user's back: a missing file is an error that says
+how to fetch it.
 Sources of names, sizes and revisions: model pages of the repositories; sizes are those of the listed files.
 
 Kind: pure, but for looking at files.
@@ -10,7 +11,8 @@ Kind: pure, but for looking at files.
 from dataclasses import dataclass
 from pathlib import Path
 
-from sote.cluster.errors import WeightsError
+from sote.cluster import bringing, remote
+from sote.cluster.errors import Denied, UserError, WeightsError
 
 GB = 1_000_000_000
 
@@ -216,7 +218,7 @@ def tagger_layouts(engine: str) -> tuple[tuple[str, ...], ...]:
 
 
 def locate(reference: str, *, field: str, layouts: tuple[tuple[str, ...], ...] | None = None) -> Path:
-    """The folder (or file) with the weights that a recipe's `field` names by key or by local path.
+    """The folder (or file) with the weights that a recipe's `field` names by key, by local path or by URI.
 
     A key of one single file gives that file, a key of several gives their folder. `layouts` narrows the sets of files
     of which one must be there (None: any that the key knows).
@@ -232,10 +234,34 @@ def locate(reference: str, *, field: str, layouts: tuple[tuple[str, ...], ...] |
             f"{weights.repo} on huggingface.co (licence: {weights.licence}{size}); fetch it with "
             f"`{weights.fetch_command(first)}` or name a local folder"
         )
+    if remote.REMOTE.fullmatch(reference):
+        return _brought(reference, field)
     path = Path(reference).expanduser()
     if path.exists():
         return path
     raise WeightsError(f"{field}: {reference!r} is neither a path here nor known by key; keys: {', '.join(BY_KEY)}")
+
+
+def here(place: str | Path) -> Path:
+    """Weights at a path or URI as they lie on this node: those of a URI are brought once, by one of its processes.
+
+    Raises FileNotFoundError.
+    """
+    path = remote.place(str(place))
+    if remote.uri(path) is not None and not bringing.bring_tree(path):
+        bringing.bring(path)  # a single file
+    return path
+
+
+def _brought(reference: str, field: str) -> Path:
+    try:
+        found = here(reference)
+        found.stat()
+        return found
+    except FileNotFoundError:
+        raise WeightsError(f"{field}: nothing lies at {reference}; name a folder or file that is there") from None
+    except (UserError, Denied) as error:
+        raise WeightsError(f"{field}: {error}") from None
 
 
 def present(weights: Weights, layouts: tuple[tuple[str, ...], ...] | None = None) -> Path | None:

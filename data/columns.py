@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sote.cluster import remote
 from sote.cluster.storage import RunFolder
 from sote.data import schema
 
@@ -26,7 +27,7 @@ def read_columns(folder: RunFolder, shard: int, columns: Iterable[str], *, coded
     found: dict[str, Any] = {}
     for stage, names in by_stage.items():
         of_it = [path for path in coded if path.partition(".")[0] in names]
-        with pq.ParquetFile(folder.rows(stage, shard), read_dictionary=of_it) as file:
+        with pq.ParquetFile(remote.known(folder.rows(stage, shard)), read_dictionary=of_it) as file:
             table = file.read(columns=names, use_threads=False)
             rows = file.metadata.num_rows
         for name in names:  # rows of an earlier version have not every column of this one

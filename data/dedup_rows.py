@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sote.cluster import logs
+from sote.cluster import logs, remote
 from sote.cluster.errors import RunFailed
 from sote.data import bands, dedup, schema
 from sote.data.dedup import Bytes, Flags, Ints, Numbers
@@ -158,7 +158,7 @@ def read(work: Work, shard: int, names: Sequence[str]) -> Columns:
     found: Columns = {}
     for stage in dict.fromkeys(schema.BY_NAME[name].stage for name in names):
         columns = [name for name in names if schema.BY_NAME[name].stage == stage]
-        with pq.ParquetFile(work.folder.rows(stage, shard)) as file:
+        with pq.ParquetFile(remote.known(work.folder.rows(stage, shard))) as file:
             table = file.read(columns=columns, use_threads=False)
         found |= {name: table[name].combine_chunks() for name in columns}
     return found

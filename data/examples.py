@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from sote.cluster import remote
 from sote.cluster.storage import RunFolder
 
 Row = dict[str, Any]
@@ -95,7 +96,7 @@ def index(folder: RunFolder, places: Iterable[int] = ()) -> Index:
     The catalogue holds the rows of the index in the order of its shards.
     """
     found, start, wanted = Index(), 0, np.array(sorted(places), dtype=np.int64)
-    for path in sorted((folder.root / "rows" / "index").glob("*.parquet")):
+    for path in remote.fetch_tree(folder.root / "rows" / "index", "*.parquet"):
         with pq.ParquetFile(path) as file:
             there = [name for name in PLACE if name in file.schema_arrow.names]
             table = file.read(columns=there)

@@ -24,7 +24,7 @@ import ray
 from numpy.typing import NDArray
 from PIL import Image
 
-from sote.cluster import logs, storage, weights
+from sote.cluster import logs, remote, storage, weights
 from sote.cluster.errors import RecipeError
 from sote.cluster.storage import RunFolder
 from sote.data import places, shards, watchdog
@@ -88,8 +88,8 @@ def _dataset(work: Work, pending: Sequence[int], part: LatentsPart, patience: Pa
         raise RecipeError(
             f"latents.bucket_step: {part.bucket_step} must be a multiple of {VQGAN_STRIDE} for Stage A's latents"
         )
-    encoder = weights.locate(part.encoder, field="latents.encoder")
-    vqgan = weights.locate(part.vqgan, field="latents.vqgan") if part.vqgan is not None else None
+    encoder = remote.named(weights.locate(part.encoder, field="latents.encoder"))
+    vqgan = remote.named(weights.locate(part.vqgan, field="latents.vqgan")) if part.vqgan is not None else None
     cut = CutBuckets(work.folder, work.recipe, part)
     slices = shards.each(pending).map_batches(cut, batch_size=1, num_cpus=READ_CPUS)
     return shards.pooled(slices, EncodeRows, (encoder, vqgan, part.dtype, patience), cpus=MODEL_CPUS)
@@ -185,11 +185,11 @@ def _end(shard: int, *, rows: list[Row], pieces: int) -> Batch:
 class EncodeRows:
     """The encoders as a Ray Data actor: pixels in, latents out, both as bytes with their shape beside them."""
 
-    def __init__(self, encoder: Path, vqgan: Path | None, dtype: str, patience: Patience) -> None:
+    def __init__(self, encoder: Path | str, vqgan: Path | str | None, dtype: str, patience: Patience) -> None:
         from sote.data.encode import Encoder
 
-        self.encoder = Late(lambda: Encoder(encoder, dtype=dtype))
-        self.vqgan = Late(lambda: _vqgan(vqgan, dtype)) if vqgan is not None else None
+        self.encoder = Late(lambda: Encoder(weights.here(encoder), dtype=dtype))
+        self.vqgan = Late(lambda: _vqgan(weights.here(vqgan), dtype)) if vqgan is not None else None
         self.watchdog = Watchdog(patience)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -231,7 +231,7 @@ def commit_shard(work: Work, part: LatentsPart, pieces: list[Batch], *, seconds:
     end = next(piece for piece in pieces if piece["pieces"] >= 0)
     rows: list[Row] = shards.from_bytes(end["data"]).to_pylist()
     ids = [row["id"] for row in work.read(shard, ("id",))]
-    stale = set(work.folder.latents.rglob(f"{shard:05d}.safetensors"))  # of an earlier recipe
+    stale = set(remote.known_paths(work.folder.latents, f"**/{shard:05d}.safetensors"))  # of an earlier recipe
     for (name, bucket), members in _members(pieces, rows).items():
         kind, sound = KINDS[name], [member for member in members if not rows[member.row]["latents_error"]]
         if not sound:
@@ -246,8 +246,7 @@ def commit_shard(work: Work, part: LatentsPart, pieces: list[Batch], *, seconds:
         written = work.folder.latents / file
         storage.write_bytes(written, latent_file(data, dtype=part.dtype, shape=shape, facts=facts))
         stale.discard(written)
-    for path in stale:
-        path.unlink()
+    remote.remove(*stale)
     return work.commit(STAGE, shard, shards.table_of(STAGE, rows), seconds=seconds)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from sote.cluster import logs, weights
+from sote.cluster import logs, remote, weights
 from sote.cluster.storage import RunFolder
 from sote.data import shards, watchdog
 from sote.data.decoder import Decoder
@@ -41,7 +41,8 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Models:
-    """Where the scorers and the tagger lie on this machine, and how they are run."""
+    """Where the scorers and the tagger lie on this machine, and how they are run. Another node gets the places of its
+    own copies of what lies at a URI; `weights.here` brings them."""
 
     aesthetic: Path
     quality_clip: Path
@@ -49,6 +50,10 @@ class Models:
     tagger: Path
     score: ScorePart
     tag: TagPart
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        paths = (self.aesthetic, self.quality_clip, self.quality_head, self.tagger)
+        return _models, (*map(remote.named, paths), self.score, self.tag)
 
     def shapes(self) -> InputShapes:
         """The sizes of the pictures that the models take."""
@@ -59,6 +64,12 @@ class Models:
             aesthetic_size=score.aesthetic_size(self.aesthetic),
             quality_side=score.quality_side(self.quality_clip),
         )
+
+
+def _models(*given: Any) -> Models:
+    *places, score, tag = given
+    aesthetic, quality_clip, quality_head, tagger = map(remote.place, places)
+    return Models(aesthetic, quality_clip, quality_head, tagger, score, tag)
 
 
 def models_of(recipe: CurateRecipe) -> Models:
@@ -156,8 +167,8 @@ class Look:
         from sote.data.tag import Tagger
 
         paths = (models.aesthetic, models.quality_clip, models.quality_head)
-        self.scorer = Late(lambda: Scorer(*paths, part=models.score, rows=rows))
-        self.tagger = Late(lambda: Tagger(models.tagger, part=models.tag, rows=rows))
+        self.scorer = Late(lambda: Scorer(*map(weights.here, paths), part=models.score, rows=rows))
+        self.tagger = Late(lambda: Tagger(weights.here(models.tagger), part=models.tag, rows=rows))
         self.watchdog = Watchdog(patience)
 
     def __call__(self, batch: Any) -> Batch:

@@ -11,7 +11,6 @@ Kind: wiring.
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import time
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 import ray
 from PIL import Image
 
-from sote.cluster import logs, weights
+from sote.cluster import logs, remote, weights
 from sote.cluster.storage import RunFolder
 from sote.data import places, reading, shards, watchdog
 from sote.data.ahead import in_order
@@ -83,7 +82,8 @@ def wanted(folder: RunFolder, part: TextPart | None, shard: int) -> list[Row]:
     """The rows of a shard whose text is to be read: row, uri, offset, bytes."""
     if part is None:
         return []
-    numbers = _with_text(pq.read_table(folder.rows("tag", shard), columns=["tags"])["tags"], part.threshold)
+    tags = remote.known(folder.rows("tag", shard))
+    numbers = _with_text(pq.read_table(tags, columns=["tags"])["tags"], part.threshold)
     if not len(numbers):
         return []
     rows = shards.read_rows(folder, shard, (*COLUMNS, *ASIDE))
@@ -104,7 +104,8 @@ def _pieces(work: Work, part: TextPart, to_read: list[int]) -> Iterator[dict[str
     """Each shard's read rows as soon as they are done."""
     if part.url is None:
         with watchdog.patience(work, STAGE) as patience:
-            given = (weights.locate(part.reader, field="text.reader"), work.folder, work.recipe, patience)
+            reader = remote.named(weights.locate(part.reader, field="text.reader"))
+            given = (reader, work.folder, work.recipe, patience)
             for wave in shards.waves(to_read):
                 yield from shards.stream(shards.pooled(shards.each(wave), ReadShards, given, cpus=MODEL_CPUS))
         return
@@ -137,9 +138,9 @@ class Opener:
 class ReadShards:
     """LLaVA as a Ray Data actor: the number of a shard in, the read rows of the shard out."""
 
-    def __init__(self, model: Path, folder: RunFolder, recipe: CurateRecipe, patience: Patience) -> None:
+    def __init__(self, model: Path | str, folder: RunFolder, recipe: CurateRecipe, patience: Patience) -> None:
         self.folder, self.recipe = folder, recipe
-        self.engine = Late(functools.partial(_llava, model, recipe))
+        self.engine = Late(lambda: _llava(weights.here(model), recipe))
         self.watchdog = Watchdog(patience)
 
     def __call__(self, batch: Any) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from sote.cluster import recipe, session, storage
+from sote.cluster import recipe, remote, session, storage
 from sote.cluster.errors import RunFailed, SourceError
 from sote.cluster.storage import RunFolder
 from sote.data import (
@@ -88,11 +88,11 @@ def may_differ(redo_from: str | None) -> set[str]:
 
 def forget(work: Work, redo_from: str) -> None:
     """Take back the commit markers of a stage and of all that follow from it."""
-    for stage in _redone(redo_from):
-        for marker in (work.folder.root / "rows" / stage.name).glob("*.done"):
-            marker.unlink()
+    folders = [work.folder.root / "rows" / stage.name for stage in _redone(redo_from)]
+    markers = [marker for folder in folders for marker in remote.known_tree(folder, "*.done")]
     if redo_from == "index":
-        storage.marker(work.index_marker).unlink(missing_ok=True)
+        markers.append(storage.marker(work.index_marker))
+    remote.remove(*markers)
 
 
 def _redone(redo_from: str | None) -> list[Stage]:

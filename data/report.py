@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sote.cluster import charts, logs, recipe
+from sote.cluster import charts, logs, recipe, remote
 from sote.cluster.charts import Step
 from sote.cluster.page import Chapter, Html, Section, counted, duration, escape, join, number, share, table, tag
 from sote.cluster.storage import RunFolder
@@ -40,7 +40,7 @@ def chapter(folder: RunFolder) -> Chapter | None:
     Raises RunFolderError if another version of Sote wrote the catalogue.
     """
     time = [_time(times, engines(folder))] if (times := stage_times(folder)) else []
-    if not folder.catalogue.exists():
+    if not remote.exists(folder.catalogue):
         story = "The pictures are not all curated yet: there is no catalogue."
         return Chapter(story=story, sections=tuple(time)) if time else None
     curation, found = read(folder)

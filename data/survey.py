@@ -19,6 +19,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sote.cluster import remote
 from sote.cluster.errors import RunFolderError
 from sote.cluster.storage import RunFolder
 from sote.data import examples, schema
@@ -145,6 +146,7 @@ def survey(folder: RunFolder, limits: Limits) -> Survey:
 
     Raises RunFolderError if another version of Sote wrote it.
     """
+    remote.fetch(folder.catalogue)
     refuse_other_version(folder)
     found, chosen, start = Survey(limits), _Chosen(limits), 0
     with ThreadPoolExecutor(1) as beside, pq.ParquetFile(folder.catalogue) as file:
@@ -169,7 +171,7 @@ def refuse_other_version(folder: RunFolder) -> None:
     there = pq.read_schema(folder.catalogue).names
     if lacking := [name for name in schema.CATALOGUE.names if name not in there]:
         raise RunFolderError(
-            f"{folder.catalogue}: has no column {lacking[0]!r}, so another version of Sote wrote it; "
+            f"{remote.named(folder.catalogue)}: has no column {lacking[0]!r}, so another version of Sote wrote it; "
             "run `sote curate` again"
         )
 

@@ -6,12 +6,13 @@ Writes: report.html.
 Kind: pure, but for files.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from sote.cluster import logs, page, storage
+from sote.cluster import logs, page, remote, storage
 from sote.cluster.page import Chapter, Html, Node, Section, blank, counted, duration, escape, facts, figure, join, tag
 from sote.cluster.status import read_record
 from sote.cluster.storage import RunFolder
@@ -104,7 +105,10 @@ def _plain(value: object) -> str:
 
 def _picture(folder: RunFolder, line: Line, *, side: int, max_bytes: int) -> Html:
     """The image of a line, or a placeholder that says why it cannot be shown."""
-    image = opened(str((folder.root / str(line.get("file", ""))).resolve()))
+    path = folder.root / str(line.get("file", ""))
+    with contextlib.suppress(FileNotFoundError):  # it is said in place of the picture
+        remote.fetch(path)
+    image = opened(str(path.resolve()))
     if isinstance(image, str):
         return blank(f"{line.get('file')}: {image}")
     return page.picture(image, side=side, max_bytes=max_bytes, alt=str(line.get("prompt", "")))
