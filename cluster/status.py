@@ -117,7 +117,7 @@ def read_record(folder: RunFolder) -> dict[str, Any]:
     try:
         record = json.loads(remote.fetch(folder.record).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        if remote.names(folder.root):
+        if remote.names(folder.root) or (remote.uri(folder.root) is None and folder.root.is_dir()):
             raise RunFolderError(f"{root}: is not a run folder: it has no run.json") from None
         what = "is a file" if remote.exists(folder.root) else "no such folder"
         raise RunFolderError(f"{root}: {what}; name the run folder, which the recipe's line `run` says") from None
