@@ -40,17 +40,22 @@ def load(path: Path, kind: type[R]) -> R:
     Raises RecipeError with one line for each problem of the file: `file: field: what is wrong, what would be right`.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe file") from None
     except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as a text file ({error})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not valid TOML: {error}") from None
+    return loads(text, kind, name=str(path))
+
+
+def loads(text: str, kind: type[R], *, name: str) -> R:
+    """The recipe in `text` as a `kind`; `name` is what errors call it. Raises RecipeError as `load` does."""
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{name}: not valid TOML: {error}") from None
     except ValidationError as error:
-        raise RecipeError("\n".join(f"{path}: {line}" for line in _lines(error, kind))) from None
+        raise RecipeError("\n".join(f"{name}: {line}" for line in _lines(error, kind))) from None
 
 
 def dumps(recipe: Recipe) -> str:
