@@ -1,7 +1,8 @@
 """Where the figures of a run go: a line of metrics.jsonl, and the same numbers under RUN/tensorboard.
 
 Only the first worker writes. TensorBoard's files are written here and now: tensorboardX's own writer has a thread for
-it, which dies in silence on a full disk and then lets training wait for ever.
+it, which dies in silence on a full disk and then lets training wait for ever. In a run folder at a URI they are brought
+there every minute or so.
 
 Writes: metrics.jsonl, tensorboard/.
 Kind: actor.
@@ -18,12 +19,14 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
 from sote.cluster.errors import RunFailed
+from sote.cluster.growing import Growing
 from sote.cluster.logs import Metrics
 from sote.cluster.storage import RunFolder
 
 FOLDER = "tensorboard"
 VERSION = "brain.Event:2"  # what the first record of a file must say
 FLUSH_SECONDS = 10  # TensorBoard sees a step at most so much later
+BRING_SECONDS = 60.0  # and at a URI so much
 NO_CURVE = {"step", "workers", "epoch", "images_seen"}  # numbers of a step that say nothing as a curve of their own
 
 
@@ -39,7 +42,9 @@ class Board:
             self.metrics = Metrics(folder.metrics)
         with _told(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.curves = RecordWriter(str(self.folder / f"events.out.tfevents.{time.time():.6f}"))
+            drawn = self.folder / f"events.out.tfevents.{time.time():.6f}"
+            self.curves = RecordWriter(str(drawn))
+        self.growing = Growing(drawn, seconds=BRING_SECONDS)
         self.flushed = time.monotonic()
         self._draw(0, file_version=VERSION)
         if after:
@@ -61,6 +66,7 @@ class Board:
         """Bring everything to disk."""
         with _told(self.folder):
             self.curves.close()
+        self.growing.close()
 
     def _draw(self, step: int, **what: Any) -> None:
         with _told(self.folder):

@@ -7,7 +7,8 @@
     optimizer.safetensors                         `<name of parameter>/<moment>`
     state.json                                    State, and the sha256 of each file, of itself too
 
-A folder named `step-<n>` is whole, or was damaged later, which its digests show (written by writer.py).
+A folder named `step-<n>` is whole, or was damaged later, which its digests show (written by writer.py). At a URI it
+counts from the moment its state.json is there, which comes last and goes first; it is fetched before it is read.
 
 Kind: actor.
 """
@@ -16,7 +17,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sote.cluster import bringing, remote
 from sote.cluster.errors import CheckpointError, WeightsError
 from sote.train import folders, lora, shapes
 from sote.train.shapes import Shapes
@@ -34,6 +37,7 @@ STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
 LORA = "lora.safetensors"
 AVERAGE = "ema_"  # before the name of a weight file
+FETCHED_AT_ONCE = 4  # files of a checkpoint, from a URI
 
 
 @dataclass(frozen=True)
@@ -100,29 +104,49 @@ def dumps(state: State, *, digests: Mapping[str, str]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint; None if there is none yet. Damaged ones are named in the log.
+def newest(folder: Path, *, has_optimizer: bool = True) -> Checkpoint | None:
+    """The newest whole checkpoint; None if there is none yet. Damaged ones are named in the log. From a URI it is
+    fetched; without `has_optimizer` what only training reads of it stays there.
 
-    Raises CheckpointError if there are checkpoints but not one is whole.
+    Raises CheckpointError if there are checkpoints but not one is whole, and OSError: a network.
     """
     problems = []
     for path in listed(folder):
         try:
-            return Checkpoint(path, verify(path))
+            return Checkpoint(path, verify(path, has_optimizer=has_optimizer))
         except CheckpointError as error:
             log.warning("checkpoint damaged, taking the one before: %s", error)
             problems.append(str(error))
     if problems:
         raise CheckpointError(
-            f"{folder}: not one of {len(problems)} checkpoints is whole ({problems[0]}); delete them to start anew"
+            f"{remote.named(folder)}: not one of {len(problems)} checkpoints is whole ({problems[0]}); delete them to "
+            "start anew"
         )
     return None
 
 
+def reached(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 if there is none. At a URI only its state is looked at: gigabytes are not
+    fetched for one number. Raises CheckpointError as `newest` does."""
+    if remote.uri(folder) is None:
+        found = newest(folder)
+        return found.state.step if found is not None else 0
+    for path in listed(folder):
+        try:
+            return _state(path)[0].step
+        except CheckpointError as error:
+            log.warning("checkpoint damaged, taking the one before: %s", error)
+    return 0
+
+
 def listed(folder: Path) -> list[Path]:
-    """The checkpoint folders, newest first."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=step_of, reverse=True)
+    """The checkpoint folders, newest first. Of those at a URI only their states are fetched."""
+    if remote.uri(folder) is not None:
+        states = remote.fetch_tree(folder, f"step-*/{STATE}")
+        found = [path.parent for path in states if path.parent.parent == folder]
+    else:
+        found = list(folder.glob("step-*"))
+    return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
@@ -130,24 +154,72 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def verify(path: Path) -> State:
-    """Read the state of the checkpoint at `path` and compare every file with its digest. Raises CheckpointError."""
+def bring(found: Checkpoint, *, is_checked: bool) -> Checkpoint:
+    """The same checkpoint on this node, where another node found it; a local one is where it was.
+
+    Raises CheckpointError: it did not come whole (with `is_checked`, every byte is looked at) or is gone.
+    """
+    if remote.uri(found.path) is None:
+        return found
+    if is_checked:
+        return Checkpoint(found.path, verify(found.path))
+    _fetch(found.path, _state(found.path)[1])
+    return found
+
+
+def verify(path: Path, *, has_optimizer: bool = True) -> State:
+    """Read the state of the checkpoint at `path` and compare every file with its digest. Raises CheckpointError.
+
+    Of one at a URI the files are fetched, and without `has_optimizer` the optimizer's is left there.
+    """
+    state, digests = _state(path)
+    if not has_optimizer and remote.uri(path) is not None:
+        digests.pop(OPTIMIZER, None)
+    _fetch(path, digests)
+    for name, digest in digests.items():
+        if _sha256(path / name) != digest and not _is_mended(path / name, digest):
+            raise CheckpointError(f"{remote.named(path / name)}: damaged, its sha256 is not the one in {STATE}")
+    return state
+
+
+def _state(path: Path) -> tuple[State, dict[str, str]]:
+    """What state.json says: where the run was, and the sha256 of each file. Raises CheckpointError."""
+    where = remote.named(path / STATE)
+    is_here = _is_fetched(path / STATE)
     try:
-        values = json.loads((path / STATE).read_text(encoding="utf-8"))
+        values = json.loads((path / STATE).read_text(encoding="utf-8")) if is_here else None
         own = values["sha256"].pop(STATE)
         is_whole = own == _own_digest(values)
-        digests = values.pop("sha256")
+        digests = {str(name): str(digest) for name, digest in values.pop("sha256").items()}
         state = State.of(values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / STATE}: cannot be read ({type(error).__name__})") from None
+        raise CheckpointError(f"{where}: cannot be read ({type(error).__name__})") from None
     if not is_whole:
-        raise CheckpointError(f"{path / STATE}: damaged, its sha256 is not the one that it names")
-    for name, digest in digests.items():
-        if not (path / name).is_file():
-            raise CheckpointError(f"{path / name}: missing")
-        if _sha256(path / name) != digest:
-            raise CheckpointError(f"{path / name}: damaged, its sha256 is not the one in {STATE}")
-    return state
+        raise CheckpointError(f"{where}: damaged, its sha256 is not the one that it names")
+    return state, digests
+
+
+def _fetch(path: Path, names: Collection[str]) -> None:
+    """Have these files of a checkpoint here. Raises CheckpointError for one that is nowhere, OSError: a network."""
+    with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+        for name, is_here in zip(names, pool.map(_is_fetched, (path / name for name in names)), strict=True):
+            if not is_here:
+                raise CheckpointError(f"{remote.named(path / name)}: missing")
+
+
+def _is_fetched(path: Path) -> bool:
+    try:
+        return bringing.bring(path).is_file()
+    except FileNotFoundError:
+        return False
+
+
+def _is_mended(path: Path, digest: str) -> bool:
+    """Whether a file from a URI is what it should be when it is fetched once more: the copy here may be the bad one."""
+    if remote.uri(path) is None:
+        return False
+    path.unlink()
+    return _is_fetched(path) and _sha256(path) == digest
 
 
 class Reader:

@@ -25,7 +25,8 @@ from torch import Tensor
 from sote.cluster.errors import SourceError
 from sote.data import files
 from sote.data.latentfile import DTYPES, STAGE_A, STAGE_C, VQGAN_STRIDE, Kind, latent_cells
-from sote.train import retries
+from sote.train import nearby, retries
+from sote.train.nearby import Nearby
 from sote.train.recipe import DataPart
 from sote.train.rows import Places, Rows
 
@@ -72,12 +73,20 @@ class Shard:
 
 
 class Store:
-    """The latent files of a curate run (its path or URI). For any number of threads."""
+    """The latent files of a curate run (its path or URI). Those at a URI are brought here as long as a `free_share` of
+    the disk is left. For any number of threads."""
 
-    def __init__(self, curated: str | Path, *, waits: Sequence[float] = retries.WAITS_SECONDS) -> None:
+    def __init__(
+        self,
+        curated: str | Path,
+        *,
+        waits: Sequence[float] = retries.WAITS_SECONDS,
+        free_share: float = nearby.FREE_SHARE,
+    ) -> None:
         self.folder = files.join(files.absolute(str(curated)), FOLDER)
         self._waits = waits
         self._shards: dict[str, Shard] = {}
+        self._nearby = Nearby(self.folder, free_share=free_share)
 
     def uri(self, shard: str) -> str:
         """Where a file lies."""
@@ -118,8 +127,10 @@ class Store:
         """
         names = [places.shards[places.which[row]] for row in rows]
         offsets = [int(places.offset[row]) for row in rows]
+        self._nearby.bring(names)
         facts = self.all_facts(names)
-        spans = _spans(facts, names, offsets, gap=0 if files.is_local(self.folder) else GAP_BYTES)
+        are_here = all(files.is_local(self._nearby.uri(name)) for name in names)
+        spans = _spans(facts, names, offsets, gap=0 if are_here else GAP_BYTES)
         parts = self._ranges([(name, start, end - start) for name, start, end in spans])
         starts = [(name, start) for name, start, _ in spans]
         found = []
@@ -136,7 +147,7 @@ class Store:
 
     def _ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Parts of files: name, start, length."""
-        uris = [self.uri(name) for name, _, _ in wanted]
+        uris = [self._nearby.uri(name) for name, _, _ in wanted]
 
         def read(left: Sequence[int]) -> list[bytes | OSError]:
             starts, lengths = [wanted[at][1] for at in left], [wanted[at][2] for at in left]

@@ -7,9 +7,11 @@ Kind: wiring.
 """
 
 import json
+import logging
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,23 +24,26 @@ from ray.train.torch import TorchTrainer
 # the classes that ray.train gives as FailureConfig, ...: from here a type checker sees the same ones
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
-from sote.cluster import errors, logs, session, storage, weights
+from sote.cluster import errors, logs, remote, session, storage, weights
 from sote.cluster import recipe as recipes
-from sote.cluster.errors import RecipeError, RunFailed, SoteError
+from sote.cluster.errors import Denied, RecipeError, RunFailed, RunFolderError, SoteError, Unreachable
 from sote.cluster.page import counted, number
 from sote.cluster.storage import RunFolder
 from sote.data import encode
 from sote.train import batches, checkpoint, stopping
 from sote.train.absolute import absolute
 from sote.train.batches import Order, last_step
-from sote.train.checkpoint import Origin
+from sote.train.checkpoint import Checkpoint, Origin, State
 from sote.train.following import Follower, say
 from sote.train.painting import Paint, Painting, left_over
 from sote.train.recipe import TrainRecipe
+from sote.train.signs import Sign
 from sote.train.stopping import Listening, Stopping, Wishes
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at metrics.jsonl, for the progress bar
 SECONDS_TO_END = 5.0  # for the workers, after one of them has written down an error of ours
+log = logging.getLogger(__name__)
+
 CONTROLLER_FAILURES = 2  # Ray's default is to try for ever when workers cannot be had
 WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # "0": Ray Train does not look for nodes that will be taken away
 
@@ -50,8 +55,7 @@ def run(recipe: TrainRecipe, *, folder: RunFolder, address: str | None, paint: P
     else stops a worker is tried again from the last checkpoint, and raises after `workers.max_failures` times.
     """
     steps, origin = course(recipe)
-    there = checkpoint.newest(folder.checkpoints)
-    done = there.state.step if there is not None else 0
+    done = checkpoint.reached(folder.checkpoints)
     paints = paint if recipe.samples is not None else None
     if done >= steps:
         say(f"complete already, at step {number(done)} of {number(steps)}")
@@ -69,6 +73,8 @@ def run(recipe: TrainRecipe, *, folder: RunFolder, address: str | None, paint: P
             raise stop.ended(step=steps, saved=steps)
     if painting is not None and (summary := painting.summary()):
         say(summary)
+    if remote.uri(folder.root) is not None:
+        remote.remove(folder.root / ".ray")
     shutil.rmtree(folder.root / ".ray", ignore_errors=True)
 
 
@@ -92,30 +98,38 @@ def _train_through(
 ) -> None:
     """Train from the first of `steps` to the second, and show how it goes. Raises as `run` does."""
     done, last = steps
-    failure = _failure_file(folder)
-    failure.unlink(missing_ok=True)
+    remote.remove(_failure_file(folder))
     follower = Follower(folder.metrics, done=done)
-    with logs.progress("train", last - done, unit="steps") as advance:
+    with Sign(_failure_file(folder)) as failure, logs.progress("train", last - done, unit="steps") as advance:
         fit = _Fit(trainer)
         fit.start()
         # before a start nothing is to be saved; after an error of ours Ray would only start the workers once more
         is_over = False
         while not is_over:
             fit.join(SECONDS_BETWEEN_LOOKS)
-            is_over = not fit.is_alive() or (stop.asked and not follower.starts) or failure.exists()
-            snapshots = follower.look(advance)
+            _try(stop.pass_on)
+            is_over = not fit.is_alive() or (stop.asked and not follower.starts) or failure.is_there()
+            snapshots = follower.look(advance, is_last=is_over)
             if painting is not None:
                 for line in snapshots:
-                    painting.add(int(line["step"]), Path(line["folder"]))
+                    painting.add(int(line["step"]), remote.place(line["folder"]))
                 if not stop.asked:
                     painting.look()
-    if failure.exists():
+    if failure.is_there_now():
         fit.join(SECONDS_TO_END)
-        raise _read_failure(failure)
+        raise _read_failure(failure.path)
     if stop.asked and follower.saved < last:
         raise stop.ended(step=follower.last, saved=follower.saved)
     if not fit.finished:
         raise RunFailed(_lines(fit.error)) from fit.error
+
+
+def _try(act: Callable[[], None]) -> None:
+    """Do what can be done again half a second later, if the network lets it be done now."""
+    try:
+        act()
+    except Unreachable as error:
+        log.warning("not done yet reason=%s", error)
 
 
 class _Fit(threading.Thread):
@@ -184,12 +198,14 @@ def _trainer(recipe: TrainRecipe, folder: RunFolder, *, origin: Origin) -> Torch
         environment["DS_ACCELERATOR"] = "cpu"
     resources: dict[str, float] = {"CPU": float(work.cpus_per_worker)} | ({"GPU": 1.0} if work.use_gpu else {})
     count = (work.min_count, work.count) if work.min_count is not None and _is_elastic(recipe) else work.count
-    root = folder.root.resolve()
+    # Only what workers report as Ray's checkpoints must be seen from all nodes, and ours are no such: for a run folder
+    # at a URI, each node's own mirror is enough
+    root = folder.root if remote.uri(folder.root) is not None else folder.root.resolve()
     return TorchTrainer(
         _work,
         train_loop_config={
             "recipe": absolute(recipe).model_dump(mode="json"),
-            "folder": str(root),
+            "folder": remote.named(root),
             "origin": asdict(origin),
             "has_notices": os.environ.get(WATCHER, "1") != "0",
         },
@@ -206,16 +222,19 @@ def _trainer(recipe: TrainRecipe, folder: RunFolder, *, origin: Origin) -> Torch
 
 def _work(config: dict[str, Any]) -> None:
     """One worker, from start to end. A SoteError is written down for the driver: trying again would not mend it."""
-    recipe, folder = TrainRecipe.model_validate(config["recipe"]), RunFolder(Path(config["folder"]))
-    failure = _failure_file(folder)
-    if _first_says(failure.exists() or stopping.file(folder).exists()):
-        return
+    recipe, folder = TrainRecipe.model_validate(config["recipe"]), RunFolder(remote.place(config["folder"]))
+    failure, stop = _failure_file(folder), stopping.file(folder)
     try:
+        _check_folder(folder)
+        if _first_says(lambda: remote.exists(failure) or remote.exists(stop)):
+            return
         is_complete = _train(recipe, folder, origin=Origin(**config["origin"]), has_notices=config["has_notices"])
     except SoteError as error:
-        storage.write_text(failure, json.dumps({"class": type(error).__name__, "message": str(error)}))
+        # a network may be well for the next try, and a folder that is not seen cannot be written to
+        if remote.exists(folder.record) and (isinstance(error, Denied) or not isinstance(error, Unreachable)):
+            storage.write_text(failure, json.dumps({"class": type(error).__name__, "message": str(error)}))
         raise
-    if not is_complete and not _first_says(stopping.file(folder).exists()):
+    if not is_complete and not _first_says(lambda: remote.exists(stop)):
         raise ToldToEnd("a worker was told to end; all is saved and the workers start again")
 
 
@@ -229,17 +248,44 @@ def _train(recipe: TrainRecipe, folder: RunFolder, *, origin: Origin, has_notice
     from sote.train import worker
     from sote.train.engine_deepspeed import DeepSpeed
 
-    # one worker looks through the checkpoints, all take what it found
-    found = _first_says(checkpoint.newest(folder.checkpoints) if dist.get_rank() == 0 else None)
+    found = _found(folder)
     wish = Wishes(folder, rank=dist.get_rank(), has_notices=has_notices)
-    return worker.train(recipe, folder=folder, origin=origin, found=found, make_engine=DeepSpeed, wish=wish)
+    try:
+        return worker.train(recipe, folder=folder, origin=origin, found=found, make_engine=DeepSpeed, wish=wish)
+    finally:
+        wish.close()
 
 
-def _first_says(value: Any) -> Any:
-    """What the first worker has, on all: files may come into sight on other machines later."""
+def _found(folder: RunFolder) -> Checkpoint | None:
+    """The newest checkpoint: one worker looks through them, all take what it found, each node brings it here."""
+
+    def look() -> tuple[str, State] | None:
+        found = checkpoint.newest(folder.checkpoints)
+        return (remote.named(found.path), found.state) if found is not None else None
+
+    said = _first_says(look)
+    if said is None:
+        return None
+    found = Checkpoint(remote.place(said[0]), said[1])
+    context = ray.train.get_context()  # of each other node, one worker looks at what came there
+    return checkpoint.bring(found, is_checked=context.get_local_rank() == 0 and context.get_world_rank() > 0)
+
+
+def _check_folder(folder: RunFolder) -> None:
+    """Raises RunFolderError where this node does not see the run folder that the command has made."""
+    if not remote.exists(folder.record):
+        node = ray.util.get_node_ip_address()
+        raise RunFolderError(
+            f"{remote.named(folder.root)}: run: is not seen from the node {node}, where a worker is; name a folder "
+            "on a file system that all nodes share, or a URI (s3://bucket/folder)"
+        )
+
+
+def _first_says(look: Callable[[], Any]) -> Any:
+    """What the first worker finds, on all: files may come into sight on other machines later."""
     import torch.distributed as dist
 
-    said = [value]
+    said = [look() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(said)
     return said[0]
 
@@ -256,6 +302,6 @@ def _failure_file(folder: RunFolder) -> Path:
 
 def _read_failure(path: Path) -> SoteError:
     """The SoteError that a worker wrote down, as the class that it was."""
-    said = json.loads(path.read_text(encoding="utf-8"))
+    said = json.loads(remote.fetch(path).read_text(encoding="utf-8"))
     kind = getattr(errors, said["class"], RunFailed)
     return kind(said["message"]) if issubclass(kind, SoteError) else RunFailed(said["message"])

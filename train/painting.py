@@ -1,7 +1,8 @@
 """Sample pictures beside a training: each snapshot of the weights becomes pictures in a Ray task of its own.
 
 One at a time, on a core or a GPU that no training worker has. A snapshot is gone once it is painted. What paints is
-handed in; where it fails, that is said once and counted, and training goes on.
+handed in; where it fails, that is said once and counted, and training goes on. Of a run folder at a URI the task brings
+the snapshot to its own node.
 Reads: RUN/.snapshots/. Writes: images/samples/step-<n>-<k>.png, metrics.jsonl (lines of kind "sample").
 
 Kind: wiring.
@@ -20,16 +21,18 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from sote.cluster import logs, storage
+from sote.cluster import logs, remote, storage
 from sote.cluster.page import counted
 from sote.cluster.storage import RunFolder
 from sote.train.recipe import SamplesPart
+from sote.train.writer import SNAPSHOTS, WHOLE
 
 log = logging.getLogger(__name__)
 
 
 # What waits may take so much of the disk: of a full-size model (8.6 GB in bfloat16) the newest only
 MOST_WAITING_BYTES = 2_000_000_000
+MOST_WAITING = 4  # of those at a URI, which take no disk here
 NICEST = 19  # painting on a CPU gives way to everything else there; Ray's own processes are at 15
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -65,14 +68,19 @@ class Painting:
         self.painted = self.failed = self.skipped = 0
         self.reason = ""
         self.running: _Running | None = None
+        self.is_remote = remote.uri(folder.root) is not None
         self.waiting = left_over(folder, done=done)
+        self.taken = {step for step, _ in self.waiting}
 
     def add(self, step: int, folder: Path) -> None:
         """Take a new snapshot; the oldest that wait are given up where they take too much of the disk."""
+        if self.is_remote and step in self.taken:
+            return  # made again after a restart, and the same: at a URI it cannot be put aside to be painted
+        self.taken.add(step)
         self.waiting.append((step, folder))
-        while len(self.waiting) > 1 and sum(_size(path) for _, path in self.waiting) > MOST_WAITING_BYTES:
+        while len(self.waiting) > 1 and self._are_too_many():
             old, path = self.waiting.pop(0)
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
             self.skipped += 1
             log.warning("samples of step %d left out: painting is slower than training", old)
 
@@ -100,9 +108,16 @@ class Painting:
         parts += [f"{counted(self.skipped, 'step')} left out"] if self.skipped else []
         return ", ".join(parts)
 
+    def _are_too_many(self) -> bool:
+        if self.is_remote:
+            return len(self.waiting) > MOST_WAITING
+        return sum(_size(path) for _, path in self.waiting) > MOST_WAITING_BYTES
+
     def _begin(self, step: int, folder: Path) -> _Running:
         mine = folder.with_name(f"painting-{step}")  # training may write the same step again after a restart
-        if folder != mine:
+        if self.is_remote:
+            mine = folder
+        elif folder != mine:
             shutil.rmtree(mine, ignore_errors=True)
             folder.rename(mine)
         resources = {"num_cpus": self.cores} | ({"num_gpus": 1} if self.part.use_gpu else {})
@@ -110,7 +125,9 @@ class Painting:
         environment = {"env_vars": {"OMP_NUM_THREADS": "1"}}
         task = ray.remote(_task).options(max_retries=1, runtime_env=environment, **resources)
         is_nice = not self.part.use_gpu
-        return _Running(step, mine, task.remote(self.paint, str(mine.resolve()), is_nice), time.monotonic())
+        return _Running(
+            step, mine, task.remote(self.paint, remote.uri(mine) or str(mine.resolve()), is_nice), time.monotonic()
+        )
 
     def _take(self, running: _Running) -> None:
         try:
@@ -123,7 +140,7 @@ class Painting:
             self.painted += 1
             seconds = time.monotonic() - running.began
             log.info("samples painted step=%d pictures=%d seconds=%.1f", running.step, len(samples), seconds)
-        shutil.rmtree(running.folder, ignore_errors=True)
+        _remove(running.folder)
 
     def _keep(self, step: int, number: int, sample: Sample) -> None:
         file = f"images/samples/step-{step}-{number}.png"
@@ -140,11 +157,13 @@ class Painting:
 
 def left_over(folder: RunFolder, *, done: int) -> list[tuple[int, Path]]:
     """The snapshots that an earlier command left, by step. Those after step `done` are removed: they come again."""
-    found = []
-    for path in sorted((folder.root / ".snapshots").glob("*")):
+    found, snapshots = [], folder.root / SNAPSHOTS
+    there = remote.names(snapshots)
+    whole = {path.parent for path in remote.paths(snapshots, f"*/{WHOLE}")} if remote.uri(snapshots) else None
+    for path in (snapshots / name for name in there):
         named = re.fullmatch(r"(?:step|painting)-(\d+)", path.name)
-        if named is None or int(named[1]) > done:
-            shutil.rmtree(path, ignore_errors=True)
+        if named is None or int(named[1]) > done or (whole is not None and path not in whole):
+            _remove(path)
         else:
             found.append((int(named[1]), path))
     return sorted(found)
@@ -160,7 +179,23 @@ def reason_of(error: BaseException) -> str:
 def _task(paint: Paint, folder: str, is_nice: bool) -> list[Sample]:
     if is_nice:
         os.nice(NICEST - os.nice(0))
-    return paint(Path(folder))
+    path = remote.place(folder)
+    if remote.uri(path) is None:
+        return paint(path)
+    try:
+        remote.fetch_tree(path)
+        return paint(path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """A snapshot that cannot be removed now is swept by the next command."""
+    try:
+        remote.remove(path / WHOLE)
+        remote.remove(path)
+    except OSError as error:
+        log.warning("snapshot not removed folder=%s reason=%s", path.name, error)
 
 
 def _size(folder: Path) -> int:

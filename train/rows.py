@@ -3,7 +3,7 @@
 Six million rows of thirty tags each take 1.5 GB: a tag is a number, captions are not kept (they are their tags joined),
 and the catalogue is read one row group at a time.
 
-Reads: catalogue.parquet, here or wherever fsspec reaches.
+Reads: catalogue.parquet, here or wherever fsspec reaches, from where it is brought to the node once.
 Kind: pure, but for reading files.
 """
 
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from sote.cluster.errors import SourceError
 from sote.data import files
 from sote.data.buckets import bucket_for
+from sote.train import nearby
 from sote.train.recipe import TrainRecipe
 
 pc: Any = pyarrow.compute  # its stubs lack overloads that are used here
@@ -157,7 +158,7 @@ def _read(uri: str, needs: Needs, chosen: str | None) -> pa.Table:
     wanted += [*(PICTURES if needs.pictures else ()), *((SETS,) if chosen is not None else ())]
     picked, parts, known = 0, [], set[str]()
     try:
-        with files.opened(uri) as there, pq.ParquetFile(there, read_dictionary=CODED) as file:
+        with files.opened(nearby.near(uri)) as there, pq.ParquetFile(there, read_dictionary=CODED) as file:
             have = file.schema_arrow.names
             if lacking := [name for name in sorted(wanted) if name not in have]:
                 raise SourceError(f"{uri}: data.curated: has no column {lacking[0]!r}; curate again")

@@ -16,6 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from sote.cluster import parts, remote
 from sote.cluster.storage import RunFolder
 from sote.train import checkpoint, lora, tensorfile, writer
 from sote.train.averages import Averages
@@ -25,9 +26,8 @@ from sote.train.engine import Engine
 from sote.train.recipe import TrainRecipe
 from sote.train.task import Task
 from sote.train.tensorfile import Planned
-from sote.train.writer import File, Snapshot, Writer
+from sote.train.writer import SNAPSHOTS, File, Snapshot, Writer
 
-SNAPSHOTS = ".snapshots"
 # Of modelspec: how ComfyUI, kohya and CivitAI recognise the family
 ARCHITECTURE = "stable-cascade"
 IMPLEMENTATION = "https://github.com/Stability-AI/StableCascade"
@@ -42,7 +42,9 @@ class Saver:
         self.recipe, self.task, self.engine = recipe, task, engine
         self.folder, self.board = folder, board
         self.has_lora = recipe.lora is not None
-        self.writer = Writer(recipe.checkpoint) if board is not None else None
+        # steps that are in a checkpoint are not made again, so their lines must be there before it
+        lines = partial(parts.bring, folder.metrics)
+        self.writer = Writer(recipe.checkpoint, before=lines) if board is not None else None
         if self.writer is not None:
             for place in (folder.checkpoints, folder.root / SNAPSHOTS):
                 writer.sweep(place)
@@ -74,7 +76,7 @@ class Saver:
         for done in self.writer.finished():
             step = checkpoint.step_of(done.path)
             if done.path.parent.name == SNAPSHOTS:
-                self.board.line("snapshot", step=step, folder=str(done.path))
+                self.board.line("snapshot", step=step, folder=remote.named(done.path))
             else:
                 self.board.line("checkpoint", step=step, seconds=round(done.seconds, 3), bytes=done.bytes)
 

@@ -4,6 +4,8 @@
 - SIGTERM to a worker's process: all workers save and end, and Ray Train starts them again from there.
 - A node that will be taken away, which Ray announces: the workers save and go on for as long as they may.
 
+In a run folder at a URI the stop file is brought there by `Stopping.pass_on`, and seen some seconds later.
+
 Kind: wiring.
 """
 
@@ -19,8 +21,10 @@ from ray.train.backend import BackendConfig
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend  # ray is pinned; a test kills a worker softly
 
+from sote.cluster import remote
 from sote.cluster.errors import Interrupted, Stopped
 from sote.cluster.storage import RunFolder
+from sote.train.signs import Sign
 
 # Ray looks for announced nodes every 5 s (train/v2/_internal/constants.py); asking its answer costs about 2 ms
 STEPS_BETWEEN_NOTICES = 4
@@ -42,10 +46,11 @@ class Stopping:
     def __init__(self, folder: RunFolder) -> None:
         self.file = file(folder)
         self.signal: int | None = None  # the first that came
+        self.is_passed_on = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self.file.unlink(missing_ok=True)
+        remote.remove(self.file)
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         self.listen()
@@ -54,12 +59,18 @@ class Stopping:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self.file.unlink(missing_ok=True)
+        remote.remove(self.file)
 
     def listen(self) -> None:
         """Take the signals (again): ray.init sets a handler of its own for SIGTERM."""
         for number in self._before:
             signal.signal(number, self._heard)
+
+    def pass_on(self) -> None:
+        """Bring the stop file to where other nodes see it, once it is wanted: a network is not for signal handlers."""
+        if self.asked and not self.is_passed_on:
+            remote.push(self.file)
+            self.is_passed_on = True
 
     @property
     def asked(self) -> bool:
@@ -90,15 +101,20 @@ class Wishes:
     """
 
     def __init__(self, folder: RunFolder, *, rank: int, has_notices: bool) -> None:
-        self.file = file(folder) if rank == 0 else None
+        self.sign = Sign(file(folder)) if rank == 0 else None
         self.has_notices = has_notices
         self.known: object = None
 
     def __call__(self, step: int) -> str | None:
         announced = self.has_notices and step % STEPS_BETWEEN_NOTICES == 0 and self._is_announced()
-        if _told.is_set() or (self.file is not None and self.file.exists()):
+        if _told.is_set() or (self.sign is not None and self.sign.is_there()):
             return "stop"
         return "save" if announced else None
+
+    def close(self) -> None:
+        """Look for nothing any more."""
+        if self.sign is not None:
+            self.sign.close()
 
     def _is_announced(self) -> bool:
         """Whether there is news of nodes that will be taken away. A barrier of all workers."""

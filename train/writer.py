@@ -2,6 +2,7 @@
 
 A folder is written under a temporary name, each file is flushed to disk and its sha256 taken on the way, then the
 folder is renamed. What could not be written (full disk) is taken away again, so the last good checkpoint still loads.
+Of a run folder at a URI the whole folder is made here and then brought there, its state.json last.
 
 Kind: actor.
 """
@@ -11,21 +12,26 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sote.cluster import storage
-from sote.cluster.errors import RunFailed
+from sote.cluster import remote
+from sote.cluster.errors import Denied, RunFailed, Unreachable
 from sote.train import checkpoint, tensorfile
 from sote.train.checkpoint import State
 from sote.train.recipe import CheckpointPart
 from sote.train.tensorfile import Planned
 
 log = logging.getLogger(__name__)
+
+# Between tries to bring a checkpoint to its URI, beyond the minutes that each try has: training goes on meanwhile
+WAITS_SECONDS = (30.0, 60.0, 120.0, 240.0)
+SNAPSHOTS = ".snapshots"  # of a run folder: weights for painting
+WHOLE = "whole.done"  # comes last into a snapshot's folder at a URI, as state.json into a checkpoint's
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,13 @@ class Written:
 
 
 class Writer:
-    """One snapshot at a time. An error of the thread is raised by the next call; RunFailed if it is the disk's."""
+    """One snapshot at a time. An error of the thread is raised by the next call; RunFailed if it is the disk's.
 
-    def __init__(self, part: CheckpointPart) -> None:
-        self.part = part
+    `before` is called before a checkpoint at a URI counts: what it must not be there without.
+    """
+
+    def __init__(self, part: CheckpointPart, *, before: Callable[[], None] = lambda: None) -> None:
+        self.part, self.before = part, before
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._coming: Future[Written] | None = None
         self._done: list[Written] = []
@@ -69,7 +78,7 @@ class Writer:
     def save(self, snapshot: Snapshot) -> None:
         """Write it while the caller goes on; waits for the one before."""
         self.wait()
-        self._coming = self._thread.submit(_write, snapshot, self.part)
+        self._coming = self._thread.submit(_write, snapshot, self.part, self.before)
 
     def wait(self) -> None:
         """Until everything is on disk."""
@@ -97,24 +106,36 @@ class Writer:
 
 
 def sweep(folder: Path) -> None:
-    """Take away what killed trainings left unfinished. The run's lock lets no other one write in there."""
+    """Take away what killed trainings left unfinished. The run's lock lets no other one write in there.
+
+    Of a folder at a URI: what has no state.json (or WHOLE) there, and what is here and is there no more.
+    """
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path)
+    if remote.uri(folder) is None:
+        return
+    there = remote.paths(folder)
+    whole = {path.parent for path in there if path.name in (checkpoint.STATE, WHOLE)}
+    unfinished = {folder / path.relative_to(folder).parts[0] for path in (*there, *folder.glob("step-*/*"))} - whole
+    remote.remove(*sorted(unfinished))
 
 
-def _write(snapshot: Snapshot, part: CheckpointPart) -> Written:
+def _write(snapshot: Snapshot, part: CheckpointPart, before: Callable[[], None]) -> Written:
     began = time.monotonic()
     folder = snapshot.path.parent
     making = _temporary(snapshot.path)
     try:
         making.mkdir(parents=True)
         size = _fill(making, snapshot)
-        if snapshot.path.exists():  # a damaged one of the same step, that this run did not start from
-            _remove(snapshot.path)
+        # a damaged one of the same step may be there, that this run did not start from
+        _patiently(lambda: _remove(snapshot.path))
         making.rename(snapshot.path)
         _sync(folder)
+        _patiently(lambda: _publish(snapshot, before))
         if snapshot.state is not None:
             _prune(folder, snapshot.state.step, part)
+    except Unreachable as error:
+        raise RunFailed(f"step {checkpoint.step_of(snapshot.path)} could not be saved: {error}") from None
     except OSError as error:
         raise RunFailed(
             f"{error.filename or snapshot.path}: step {checkpoint.step_of(snapshot.path)} could not be saved "
@@ -136,9 +157,17 @@ def _fill(folder: Path, snapshot: Snapshot) -> int:
         except OSError as error:  # of a write that fails the system does not say in which file
             raise OSError(error.errno, error.strerror, str(snapshot.path / name)) from None
     if snapshot.state is not None:
-        storage.write_text(folder / checkpoint.STATE, checkpoint.dumps(snapshot.state, digests=digests))
+        _flushed(folder / checkpoint.STATE, checkpoint.dumps(snapshot.state, digests=digests))
     _sync(folder)
     return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _flushed(path: Path, text: str) -> None:
+    """Write a file of the folder, which is renamed as a whole."""
+    with path.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def _stream(path: Path, file: File) -> str:
@@ -164,8 +193,44 @@ def _prune(folder: Path, step: int, part: CheckpointPart) -> None:
             _remove(path)
 
 
+def _publish(snapshot: Snapshot, before: Callable[[], None]) -> None:
+    """Bring a folder that is whole here to its URI; what makes it count there comes last. A local one is there."""
+    path, last = snapshot.path, checkpoint.STATE if snapshot.state is not None else WHOLE
+    if remote.uri(path) is None:
+        return
+    (path / last).touch()
+    for file in sorted(each for each in path.iterdir() if each.name != last):
+        remote.push(file)
+    before()
+    remote.push(path / last)
+    if snapshot.state is None:  # who paints it brings it to its own node
+        shutil.rmtree(path)
+
+
+def _patiently(do: Callable[[], None]) -> None:
+    """Do it, and again where a network fails; training goes on meanwhile. Raises Unreachable, and Denied at once."""
+    for wait in WAITS_SECONDS:
+        try:
+            do()
+        except Denied:
+            raise
+        except Unreachable as error:
+            log.warning("checkpoint waits seconds=%d reason=%s", wait, error)
+            time.sleep(wait)
+        else:
+            return
+    do()
+
+
 def _remove(path: Path) -> None:
-    """Under another name first: a folder named `step-<n>` is whole, whenever this is killed."""
+    """Take a checkpoint or snapshot away, if it is there. Under another name first, or at a URI what makes it count:
+    a folder named `step-<n>` is whole, whenever this is killed."""
+    if remote.uri(path) is not None:
+        remote.remove(path / checkpoint.STATE, path / WHOLE)
+        remote.remove(path)
+        return
+    if not path.exists():
+        return
     leaving = path.with_name(f".{path.name}.old.tmp")
     path.rename(leaving)
     shutil.rmtree(leaving)

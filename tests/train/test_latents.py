@@ -45,8 +45,9 @@ class Flaky(MemoryFileSystem):
 
 
 @pytest.fixture
-def flaky(curated: Path) -> Iterator[str]:
+def flaky(curated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The curate run on such a server."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     system = fsspec.filesystem("flaky")
     for path in curated.rglob("*"):
@@ -106,7 +107,7 @@ def test_any_type_of_numbers_is_read(tmp_path: Path, dtype: str) -> None:
 
 
 def test_of_a_file_only_its_header_and_the_rows_are_read_and_near_rows_at_once(flaky: str) -> None:
-    rows, store = read_rows(flaky), Store(flaky)
+    rows, store = read_rows(flaky), Store(flaky, free_share=1.0)
     mine = _of_bucket(rows, "256x256")
     assert rows.latents is not None
     Flaky.asked.clear()
@@ -138,7 +139,7 @@ def test_a_network_that_does_not_get_well_is_one_clear_error(flaky: str) -> None
     Flaky.failures = 99
     assert rows.latents is not None
     with pytest.raises(RunFailed, match=r"flaky://run/latents/256x256.* tried 3 times .*Connection reset") as found:
-        Store(flaky, waits=(0.0, 0.0)).read(rows.latents, _of_bucket(rows, "256x256"))
+        Store(flaky, waits=(0.0, 0.0), free_share=1.0).read(rows.latents, _of_bucket(rows, "256x256"))
     assert "\n" not in str(found.value)
     Flaky.failures = 0
 
