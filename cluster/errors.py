@@ -12,7 +12,7 @@
     ├── RunFailed             exit code 1: the run itself failed (too many failed rows, NaN loss)
     │   ├── NoMemory          the device cannot hold what one picture needs
     │   ├── DiskFull          the disk has no room for what the server is to keep
-    │   └── Unreachable       a URI cannot be read or written, after several attempts; an OSError, too
+    │   └── Unreachable       a URI cannot be read or written, after several attempts
     │       └── Denied        nor will it be: no credentials, no permission, no such bucket
     ├── Busy                  the server has no place for another request now
     └── Stopped               exit code 143: SIGTERM came; what is done is saved and the same command continues
@@ -82,8 +82,11 @@ class DiskFull(RunFailed):
     """The disk has no room for what the server is to keep; what needs no disk still works."""
 
 
-class Unreachable(RunFailed, OSError):
-    """What lies at a URI cannot be read or written now. The message is one line that names it."""
+class Unreachable(RunFailed):
+    """What lies at a URI cannot be read or written now, after several attempts. The message is one line that names it.
+
+    No OSError: what cannot be read for now is no fault of a row.
+    """
 
 
 class Denied(Unreachable):

@@ -35,7 +35,8 @@ class Part:
         self.stem, self.folder, self.number = f"{host}-{os.getpid()}-{secrets.token_hex(4)}", path.with_suffix(""), 0
         self._lines: list[str] = []
         self._bytes, self._there = 0, 0  # of the lines; and as many of them are there
-        self._busy, self._waiting, self._over = threading.Lock(), threading.Event(), threading.Event()
+        self._busy, self._putting = threading.Lock(), threading.Lock()  # nobody who adds a line waits for the network
+        self._waiting, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._go_on, name="brings lines", daemon=True)
         self._thread.start()
 
@@ -48,13 +49,19 @@ class Part:
 
     def bring(self) -> None:
         """Put what is not there yet. Raises Unreachable."""
-        with self._busy:
-            if self._there < len(self._lines):
-                data = "".join(f"{line}\n" for line in self._lines).encode()
+        with self._putting:
+            with self._busy:
+                lines = list(self._lines)
+                size = self._bytes
+            if self._there < len(lines):
+                data = "".join(f"{line}\n" for line in lines).encode()
                 remote.put(self.folder / f"{self.stem}-{self.number}.jsonl", data)
-                self._there = len(self._lines)
-            if self._bytes > FULL_BYTES:
-                self._lines, self._bytes, self._there, self.number = [], 0, 0, self.number + 1
+                self._there = len(lines)
+            if size > FULL_BYTES:
+                with self._busy:
+                    del self._lines[: len(lines)]
+                    self._bytes -= size
+                self._there, self.number = 0, self.number + 1
 
     def close(self) -> None:
         """Bring the last, and end."""

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sote.cluster import events, logs, remote
-from sote.cluster.errors import Denied, RunFolderError, Unreachable
+from sote.cluster.errors import Denied, RunFolderError
 from sote.cluster.page import counted, duration, number, share
 from sote.cluster.storage import RunFolder
 
@@ -123,8 +123,6 @@ def read_record(folder: RunFolder) -> dict[str, Any]:
         raise RunFolderError(f"{root}: {what}; name the run folder, which the recipe's line `run` says") from None
     except Denied as error:
         raise RunFolderError(str(error)) from None
-    except Unreachable:
-        raise
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{remote.named(folder.record)}: cannot be read as a run's record ({error})") from None
     if not isinstance(record, dict) or not isinstance(record.get("verbs"), dict):

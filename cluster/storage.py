@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from sote.cluster import lease, logs, parts, remote, submission
 from sote.cluster import recipe as recipes
-from sote.cluster.errors import Denied, RunFolderError, Unreachable
+from sote.cluster.errors import Denied, RunFolderError
 from sote.cluster.jsonlines import Who
 
 PACKAGES = ("sote", "ray", "torch", "diffusers", "transformers", "deepspeed", "onnxruntime-gpu", "open_clip_torch")
@@ -191,8 +191,6 @@ def open_run(
         except Denied as error:
             raise RunFolderError(f"run: {error}") from None
         except OSError as error:
-            if isinstance(error, Unreachable):
-                raise
             raise RunFolderError(f"{folder.root}: run: cannot be made ({error.strerror}); name another one") from None
         _sweep(folder)
         record = _start(folder, recipe, verb, command)

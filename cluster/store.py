@@ -54,7 +54,7 @@ def at(uri: str, *, attempts: int = ATTEMPTS) -> tuple[Any, str]:
 
     protocol = uri.partition("://")[0].lower()
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri, **_options(protocol, min(attempts, REQUEST_ATTEMPTS)))
+        filesystem, path = fsspec.core.url_to_fs(uri, **options(protocol, min(attempts, REQUEST_ATTEMPTS)))
     except ImportError as error:
         mend = f"pip install '{EXTRAS[protocol]}'" if protocol in EXTRAS else str(error).splitlines()[0]
         raise UserError(f"{uri}: {protocol}:// needs a package that is not here: {mend} (on every node)") from None
@@ -237,7 +237,8 @@ def _entry(info: dict[str, Any]) -> Entry:
     return Entry(str(token or f"{size} {when}"), size)
 
 
-def _options(protocol: str, attempts: int) -> dict[str, Any]:
+def options(protocol: str, attempts: int = REQUEST_ATTEMPTS) -> dict[str, Any]:
+    """What fsspec's file system of a protocol is made with."""
     if protocol in S3:
         retries = {"mode": "standard", "total_max_attempts": attempts}
         return {"use_listings_cache": False, "config_kwargs": {"retries": retries, "connect_timeout": 10}}

@@ -1,8 +1,8 @@
 """Files and folders, local or wherever fsspec reaches: one way to list and to read both.
 
 A local file is named by its plain absolute path, any other by its fsspec URI (s3://, gs://, http://, memory://, ...).
-What a plug-in of fsspec raises comes out as an OSError; a protocol that is not known here, or whose package is not
-installed, as a SourceError.
+What a plug-in of fsspec raises comes out as an OSError, a store (s3, gs) that fails several times as Unreachable; a
+protocol that is not known here, or whose package is not installed, as a SourceError.
 
 Kind: pure, but for reading files.
 """
@@ -11,14 +11,16 @@ import errno
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
-from sote.cluster.errors import SourceError
+from sote.cluster import store
+from sote.cluster.errors import Denied, SoteError, SourceError
 
+T = TypeVar("T")
 LOCAL = re.compile(r"^(file|local)://")
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -62,9 +64,9 @@ def kind(uri: str) -> Literal["folder", "file"] | None:
         return "folder" if path.is_dir() else "file" if path.exists() else None
     filesystem, path_there = _remote(uri)
     with _as_os_errors(uri):
-        if filesystem.isdir(path_there):
+        if _tried(lambda: filesystem.isdir(path_there), uri):
             return "folder"
-        return "file" if filesystem.exists(path_there) else None
+        return "file" if _tried(lambda: filesystem.exists(path_there), uri) else None
 
 
 def listing(folder: str) -> Listing:
@@ -77,7 +79,7 @@ def size(uri: str) -> int | None:
     if not is_local(uri):
         filesystem, path = _remote(uri)
         with _as_os_errors(uri):
-            found = filesystem.info(path).get("size")
+            found = _tried(lambda: filesystem.info(path), uri).get("size")
             return None if found is None else int(found)
     try:
         return os.stat(uri).st_size  # noqa: PTH116  # for every file: Path costs as much again
@@ -92,7 +94,8 @@ def matching(pattern: str) -> list[str]:
         return sorted(str(path) for path in Path(folder).glob(str(Path(pattern).relative_to(folder))) if path.is_file())
     filesystem, path = _remote(pattern)
     with _as_os_errors(pattern):
-        return sorted(filesystem.unstrip_protocol(name) for name in filesystem.glob(path))
+        found = _tried(lambda: filesystem.glob(path), pattern)
+        return sorted(filesystem.unstrip_protocol(name) for name in found)
 
 
 @contextmanager
@@ -104,7 +107,7 @@ def opened(uri: str) -> Iterator[IO[bytes]]:
         return
     filesystem, path = _remote(uri)
     with _as_os_errors(uri):
-        there = filesystem.open(path, "rb")
+        there = _tried(lambda: filesystem.open(path, "rb"), uri)
     with there, io.BufferedReader(_Reader(there, uri)) as file:
         yield file
 
@@ -118,7 +121,8 @@ def read(uri: str, *, start: int = 0, length: int | None = None) -> bytes:
             return file.read() if length is None else _up_to(file, length)
     filesystem, path = _remote(uri)
     with _as_os_errors(uri):
-        data = bytes(filesystem.cat_file(path, start=start or None, end=None if length is None else start + length))
+        end = None if length is None else start + length
+        data = bytes(_tried(lambda: filesystem.cat_file(path, start=start or None, end=end), uri))
     # a server may send the whole file where a part was asked for
     return data if length is None or len(data) <= length else data[start : start + length]
 
@@ -131,7 +135,7 @@ def read_each(uris: Sequence[str]) -> list[bytes | OSError]:
     paths = [_remote(uri)[1] for uri in uris]
     with _as_os_errors(uris[0]):
         found = filesystem.cat(paths, on_error="return")
-    return [_bytes_or_error(found[path], uri) for path, uri in zip(paths, uris, strict=True)]
+    return [_again(_bytes_or_error(found[path], uri), uri) for path, uri in zip(paths, uris, strict=True)]
 
 
 def read_ranges(uris: Sequence[str], starts: Sequence[int], lengths: Sequence[int]) -> list[bytes | OSError]:
@@ -144,7 +148,10 @@ def read_ranges(uris: Sequence[str], starts: Sequence[int], lengths: Sequence[in
     ends = [start + length for _, start, length in wanted]
     with _as_os_errors(uris[0]):
         found = filesystem.cat_ranges(paths, list(starts), ends, on_error="return")
-    parts = [_bytes_or_error(each, uri) for each, uri in zip(found, uris, strict=True)]
+    parts = [
+        _again(_bytes_or_error(each, uri), uri, start=start, length=length)
+        for each, (uri, start, length) in zip(found, wanted, strict=True)
+    ]
     # a server may send the whole file where a part was asked for
     return [
         part[start : start + length] if isinstance(part, bytes) and len(part) > length else part
@@ -184,7 +191,7 @@ def _listing_there(folder: str) -> Listing:
     """What fsspec lists, but for what is not of this folder: its own marker (s3), links to elsewhere (http)."""
     filesystem, path = _remote(folder)
     with _as_os_errors(folder):
-        entries = filesystem.ls(path, detail=True)
+        entries = _tried(lambda: filesystem.ls(path, detail=True), folder)
         filesystem.invalidate_cache(path)  # or it would hold the names of all folders
     folders, sizes = set(), {}
     for entry in entries:
@@ -203,10 +210,29 @@ def _remote(uri: str) -> tuple[Any, str]:
     import fsspec  # only where a source does not lie on this machine
 
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        filesystem, path = fsspec.core.url_to_fs(uri, **store.options(uri.partition("://")[0].lower()))
     except (ImportError, ValueError) as error:
         raise SourceError(f"{uri} cannot be read: {_mend(uri, error)}") from None
     return filesystem, path
+
+
+def _tried(do: Callable[[], T], uri: str) -> T:
+    """What `do` gives, tried again where a store of ours fails. Of http only once: pictures come from anybody's server,
+    and what cannot be had there is an error of its row."""
+    if uri.partition("://")[0].lower() not in store.OBJECTS:
+        return do()
+    try:
+        return store.tried(do, uri)
+    except Denied as error:
+        raise PermissionError(errno.EACCES, str(error).removeprefix(f"{uri}: "), uri) from error
+
+
+def _again(part: bytes | OSError, uri: str, *, start: int = 0, length: int | None = None) -> bytes | OSError:
+    """A part that was read; or another try at it, alone, where a store of ours failed."""
+    is_settled = isinstance(part, bytes | FileNotFoundError | PermissionError)
+    if is_settled or uri.partition("://")[0].lower() not in store.OBJECTS:
+        return part
+    return _read_or_error(uri, start=start, length=length)
 
 
 def _mend(uri: str, error: Exception) -> str:
@@ -224,7 +250,7 @@ def _as_os_errors(uri: str) -> Iterator[None]:
     """What a plug-in of fsspec raises (its client library's own errors) as an OSError that names it."""
     try:
         yield
-    except (OSError, SourceError):
+    except (OSError, SoteError):
         raise
     except Exception as error:
         raise OSError(errno.EIO, f"{type(error).__name__}: {' '.join(str(error).split())}", uri) from error
@@ -260,7 +286,13 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         with _as_os_errors(self._uri):
-            data = self._file.read(len(buffer))
+            start = self._file.tell()
+
+            def do() -> Any:
+                self._file.seek(start)
+                return self._file.read(len(buffer))
+
+            data = _tried(do, self._uri)
         buffer[: len(data)] = data
         return len(data)
 

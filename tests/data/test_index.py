@@ -243,7 +243,7 @@ def test_a_source_of_another_form_is_told_in_one_line(tmp_path: Path, path: str,
     assert str(caught.value) == message.format(path=tmp_path / path)
 
 
-@pytest.mark.parametrize(("path", "what"), [("s3://bucket/a", "Install s3fs"), ("nonsense://a", "is not known")])
+@pytest.mark.parametrize(("path", "what"), [("gs://bucket/a", "install gcsfs"), ("nonsense://a", "is not known")])
 def test_a_source_that_needs_a_package_or_is_of_no_protocol_is_told_in_one_line(path: str, what: str) -> None:
     with pytest.raises(SourceError) as caught:
         index.check(Source(name="mine", path=path))

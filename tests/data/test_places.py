@@ -114,7 +114,10 @@ def test_what_cannot_be_read_is_an_os_error(tmp_path: Path, uri: str) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("s3://bucket/a.jpg", "s3://bucket/a.jpg cannot be read: Install s3fs to access S3 (on every node)"),
+        (
+            "gs://bucket/a.jpg",
+            "gs://bucket/a.jpg cannot be read: Please install gcsfs to access Google Storage (on every node)",
+        ),
         (
             "nonsense://a.jpg",
             "nonsense://a.jpg cannot be read: the protocol nonsense is not known; "
