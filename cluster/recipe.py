@@ -9,17 +9,25 @@ Kind: pure.
 import difflib
 import hashlib
 import json
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, Self, TypeVar, Union, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from sote.cluster.errors import RecipeError
 
 R = TypeVar("R", bound="Part")
+# user:password@ before the host, or an option of fsspec's file systems or of a signed link
+CREDENTIALS: Final = re.compile(
+    r"(?P<protocol>[a-z][a-z0-9+.-]*://)([^/?#\s]*:[^/?#\s]*@"
+    r"|\S*[?&](key|secret|token|password|account_key|sas_token|aws_\w+|access_key\w*|secret_\w+|x-amz-\w+)=)",
+    re.IGNORECASE,
+)
 
 
 class Part(BaseModel):
@@ -29,9 +37,22 @@ class Part(BaseModel):
 
 
 class Recipe(Part):
-    """A whole recipe file. `run` names the run folder (path, relative to the working directory)."""
+    """A whole recipe file. `run` names the run folder: a path, relative to the working directory, or a URI.
+
+    Recipes are kept in the run folder and travel with jobs, so no URI in one has credentials in it.
+    """
 
     run: str
+
+    @model_validator(mode="after")
+    def _no_credentials(self) -> Self:
+        for field, text in _texts(self.model_dump(mode="json"), ""):
+            if found := CREDENTIALS.search(text):
+                raise ValueError(
+                    f"{field}: the URI {found['protocol']}... has credentials in it; leave them out: they come from "
+                    "the environment, from the client's own file or from the machine's role"
+                )
+        return self
 
 
 def load(path: Path, kind: type[R]) -> R:
@@ -84,6 +105,18 @@ def difference(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[s
         elif was != now:
             found.append(f"{field}: {was!r} there, {now!r} here")
     return found
+
+
+def _texts(value: object, at: str) -> Iterator[tuple[str, str]]:
+    """Every text in a dumped recipe, with its field."""
+    if isinstance(value, str):
+        yield at, value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _texts(each, f"{at}.{name}" if at else str(name))
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from _texts(each, f"{at}.{number}")
 
 
 def _lines(error: ValidationError, kind: type[Part]) -> list[str]:
