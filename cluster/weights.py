@@ -15,6 +15,9 @@ from sote.cluster import bringing, remote
 from sote.cluster.errors import Denied, UserError, WeightsError
 
 GB = 1_000_000_000
+RUN = {"run.json", "checkpoints"}  # either is in the folder of a run
+# Stems of files and names of folders beside a model at a URI that come with it (train/modelfile.py looks for them)
+BESIDE = ("text_encoder", "text_model", "stage_a", "vqgan", "image_encoder", "effnet_encoder", "tokenizer", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -248,9 +251,32 @@ def here(place: str | Path) -> Path:
     Raises FileNotFoundError.
     """
     path = remote.place(str(place))
-    if remote.uri(path) is not None and not bringing.bring_tree(path):
-        bringing.bring(path)  # a single file
+    if remote.uri(path) is None:
+        return path
+    names = remote.names(path)
+    if set(names) & RUN:  # its newest checkpoint is brought by who reads it: a run folder may hold terabytes
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    if names:
+        bringing.bring_tree(path)
+    else:
+        bringing.bring(path)
+    if not names or "config.json" in names:
+        _bring_beside(path)
     return path
+
+
+def _bring_beside(path: Path) -> None:
+    """What belongs to one model may lie beside it: its text encoder, its tokenizer, its config."""
+    stem = path.stem
+    for name in remote.names(path.parent):
+        kind = name.partition(".")[0]
+        if kind in BESIDE and "." not in name:
+            bringing.bring_tree(path.parent / name)
+        elif name != path.name and (
+            kind in BESIDE or name in ("config.json", f"{stem}.json") or name.startswith(f"{stem}_")
+        ):
+            bringing.bring(path.parent / name)
 
 
 def _brought(reference: str, field: str) -> Path:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from sote.cluster import logs, storage
+from sote.cluster import logs, remote, storage
 from sote.cluster import recipe as recipes
 from sote.cluster.errors import RunFolderError, SourceError
 from sote.cluster.storage import RunFolder
@@ -90,8 +90,8 @@ def read(run: Path) -> list[Stage]:
     """The run, with the runs that it went on from before it."""
     stage = _stage(run)
     reference = stage.recipe.model.prior if stage.recipe.model.stage == "prior" else str(stage.recipe.model.decoder)
-    base = Path(reference).expanduser()
-    if not RunFolder(base).record.exists() or base.resolve() == run.resolve():
+    base = remote.place(reference) if remote.REMOTE.fullmatch(reference) else Path(reference).expanduser()
+    if not remote.exists(RunFolder(base).record) or base.resolve() == run.resolve():
         return [stage]
     return [*read(base), stage]
 
@@ -99,7 +99,7 @@ def read(run: Path) -> list[Stage]:
 def hashes(run: Path) -> dict[str, str]:
     """AutoV2 of each weight file of the exports in the run folder, by its path there."""
     found = {}
-    for record in sorted(run.glob(f"export/*/{EXPORT}")):
+    for record in remote.fetch_tree(run / "export", f"*/{EXPORT}"):
         said = json.loads(record.read_text(encoding="utf-8"))
         for name, digest in said["files"].items():
             found[f"export/{record.parent.name}/{name}"] = digest[:AUTO_V2].upper()
@@ -109,13 +109,16 @@ def hashes(run: Path) -> dict[str, str]:
 def _stage(run: Path) -> Stage:
     folder = RunFolder(run)
     path = folder.recipe("train")
-    record = json.loads(folder.record.read_text(encoding="utf-8")) if folder.record.exists() else {"verbs": {}}
-    if "train" not in record["verbs"] or not path.exists():
-        raise RunFolderError(f"{run}: not the run folder of a training; name one that `sote train` has written")
+    has_record = remote.exists(folder.record)
+    record = json.loads(remote.fetch(folder.record).read_text(encoding="utf-8")) if has_record else {"verbs": {}}
+    if "train" not in record["verbs"] or not remote.exists(path):
+        raise RunFolderError(
+            f"{remote.named(run)}: not the run folder of a training; name one that `sote train` has written"
+        )
     lines = logs.read_metrics(folder.metrics)
     steps = [line for line in lines if line.get("kind") == "step"]
     if not steps:
-        raise RunFolderError(f"{run}: has not made a step of training yet; run `sote train` first")
+        raise RunFolderError(f"{remote.named(run)}: has not made a step of training yet; run `sote train` first")
     recipe, mine = recipes.load(path, TrainRecipe), record["verbs"]["train"]
     last = max(steps, key=lambda line: int(line["step"]))
     starts = [line for line in lines if line.get("kind") == "start"]

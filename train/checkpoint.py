@@ -187,7 +187,7 @@ def _state(path: Path) -> tuple[State, dict[str, str]]:
     where = remote.named(path / STATE)
     is_here = _is_fetched(path / STATE)
     try:
-        values = json.loads((path / STATE).read_text(encoding="utf-8")) if is_here else None
+        values: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8") if is_here else "{}")
         own = values["sha256"].pop(STATE)
         is_whole = own == _own_digest(values)
         digests = {str(name): str(digest) for name, digest in values.pop("sha256").items()}

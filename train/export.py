@@ -6,7 +6,8 @@
     lora        OUT/<name>.safetensors: adapters under kohya's names, which ComfyUI reads too
 
 A run that trained Stage B writes the decoder's half alone. In all but `lora` adapters are added to their base.
-Only one tensor is in memory at a time. What is there is replaced only by a whole new export.
+Only one tensor is in memory at a time. What is there is replaced only by a whole new export; at a URI, where folders
+have no names to change, what marks it as an export goes first and comes last.
 
 Kind: actor.
 """
@@ -24,12 +25,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sote.cluster import logs, remote, storage, weights
 from sote.cluster import recipe as recipes
-from sote.cluster import storage, weights
 from sote.cluster.errors import CheckpointError, RunFolderError, UserError, WeightsError
 from sote.cluster.storage import RunFolder
-from sote.data.recipe import CurateRecipe
-from sote.train import checkpoint, folders, lora, modelfile, modelspec, names, pipelines, source, tensorfile, trained
+from sote.train import (
+    checkpoint,
+    folders,
+    lora,
+    modelfile,
+    modelspec,
+    names,
+    pictures,
+    pipelines,
+    source,
+    tensorfile,
+    trained,
+)
 from sote.train.checkpoint import Checkpoint
 from sote.train.folders import Stored
 from sote.train.modelfile import DecoderSources
@@ -58,23 +70,34 @@ def export(run: Path, out: Path, form: Form, *, dtype: DType | None = None) -> l
     """
     recipe, found = _newest(run)
     _refuse_foreign(out)
+    chosen = dtype or recipe.export.dtype
+    if remote.uri(out) is not None:
+        remote.remove(out / RECORD)
+        remote.remove(out)
+        return _fill(out, out, recipe, found, form=form, dtype=chosen)
     making = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     try:
-        writer = _Writer(making, recipe, found, dtype=DTYPES[dtype or recipe.export.dtype])
-        getattr(writer, form)(out)
-        record = {
-            "form": form,
-            "dtype": dtype or recipe.export.dtype,
-            "step": found.state.step,
-            "files": {name: _sha256(making / name) for name in writer.files},
-        }
-        storage.write_text(making / RECORD, json.dumps(record, indent=2) + "\n")
+        files = _fill(making, out, recipe, found, form=form, dtype=chosen)
         shutil.rmtree(out, ignore_errors=True)
         making.rename(out)
     finally:
         shutil.rmtree(making, ignore_errors=True)
+    return files
+
+
+def _fill(making: Path, out: Path, recipe: TrainRecipe, found: Checkpoint, *, form: Form, dtype: DType) -> list[Path]:
+    """Write an export into `making`, the record last; returns where its weight files will be in `out`."""
+    writer = _Writer(making, recipe, found, dtype=DTYPES[dtype])
+    getattr(writer, form)(out)
+    record = {
+        "form": form,
+        "dtype": dtype,
+        "step": found.state.step,
+        "files": {name: _sha256(making / name) for name in writer.files},
+    }
+    storage.write_text(making / RECORD, json.dumps(record, indent=2) + "\n")
     return [out / name for name in writer.files]
 
 
@@ -86,7 +109,7 @@ class _Writer:
         self.part, self.name = recipe.export, recipe.export.name
         self.is_prior = recipe.model.stage == "prior"
         self.resolution = _resolution(recipe)
-        self.seconds = (found.path / checkpoint.STATE).stat().st_mtime
+        self.seconds = _seconds(found)
         self.files: list[str] = []
 
     def diffusers(self, out: Path) -> None:
@@ -95,7 +118,8 @@ class _Writer:
             self._pipeline("prior", self._prior())
         if models := self._decoder():
             self._pipeline("decoder", models)
-            prior = str(out.resolve() / "prior") if self.is_prior else _published(self.recipe.model.prior)
+            beside = remote.uri(out) or str(out.resolve())
+            prior = f"{beside}/prior" if self.is_prior else _published(self.recipe.model.prior)
             pipelines.write_card(self.folder / "decoder", prior=prior)
 
     def comfyui(self, _: Path) -> None:
@@ -236,17 +260,23 @@ def _read(path: Path, stored: Mapping[str, Stored], name: str) -> Tensor:
     return tensorfile.read(path, stored[name])
 
 
+def _seconds(found: Checkpoint) -> float:
+    """When a checkpoint was made, in seconds since 1970. At a URI files have no such time; the run's metrics have."""
+    if remote.uri(found.path) is None:
+        return (found.path / checkpoint.STATE).stat().st_mtime
+    lines = logs.read_metrics(RunFolder(found.path.parent.parent).metrics)
+    made = [line for line in lines if line.get("kind") == "checkpoint" and line["step"] == found.state.step]
+    return float((made or lines or [{"time": 0.0}])[-1]["time"])
+
+
 def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
 def _resolution(recipe: TrainRecipe) -> int | None:
     """The side of the buckets that the pictures were fitted into, if the curate run is at hand."""
-    curated = RunFolder(Path(recipe.data.curated))
-    if not curated.record.exists() or not (path := curated.recipe("curate")).exists():
-        return None
-    latents = recipes.load(path, CurateRecipe).latents
-    return latents.resolution if latents is not None else None
+    found = pictures.curate_recipe(recipe.data.curated)
+    return found.latents.resolution if found is not None and found.latents is not None else None
 
 
 def _published(reference: str) -> str:
@@ -258,18 +288,24 @@ def _published(reference: str) -> str:
 def _newest(run: Path) -> tuple[TrainRecipe, Checkpoint]:
     folder = RunFolder(run)
     path = folder.recipe("train")
-    if not folder.record.exists() or not path.exists():
-        raise RunFolderError(f"{run}: not the run folder of a training (no {path.name} of one); run `sote train` first")
-    recipe = recipes.load(path, TrainRecipe)
-    found = checkpoint.newest(folder.checkpoints)
+    if not remote.exists(folder.record) or not remote.exists(path):
+        raise RunFolderError(
+            f"{remote.named(run)}: not the run folder of a training (no {path.name} of one); run `sote train` first"
+        )
+    recipe = recipes.load(remote.fetch(path), TrainRecipe)
+    found = checkpoint.newest(folder.checkpoints, has_optimizer=False)
     if found is None:
-        raise CheckpointError(f"{folder.checkpoints}: no checkpoint yet; run `sote train` until there is one")
+        raise CheckpointError(
+            f"{remote.named(folder.checkpoints)}: no checkpoint yet; run `sote train` until there is one"
+        )
     return recipe, found
 
 
 def _refuse_foreign(out: Path) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / RECORD).exists()):
-        raise UserError(f"{out}: holds something that is not an export of ours; name a new or an empty folder")
+    if out.is_file() or (remote.names(out) and not remote.exists(out / RECORD)):
+        raise UserError(
+            f"{remote.named(out)}: holds something that is not an export of ours; name a new or an empty folder"
+        )
 
 
 def _sha256(path: Path) -> str:

@@ -24,13 +24,14 @@ from ray.train.torch import TorchTrainer
 # the classes that ray.train gives as FailureConfig, ...: from here a type checker sees the same ones
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
-from sote.cluster import errors, logs, remote, session, storage, weights
+from sote.cluster import capacity, devices, errors, logs, remote, session, storage, weights
 from sote.cluster import recipe as recipes
+from sote.cluster.capacity import Bundle
 from sote.cluster.errors import Denied, RecipeError, RunFailed, RunFolderError, SoteError, Unreachable
 from sote.cluster.page import counted, number
 from sote.cluster.storage import RunFolder
 from sote.data import encode
-from sote.train import batches, checkpoint, stopping
+from sote.train import batches, checkpoint, plan, stopping
 from sote.train.absolute import absolute
 from sote.train.batches import Order, last_step
 from sote.train.checkpoint import Checkpoint, Origin, State
@@ -67,7 +68,7 @@ def run(recipe: TrainRecipe, *, folder: RunFolder, address: str | None, paint: P
         painting = _painting(recipe, folder, paints, done=done, has_spare_core=spare >= 1)
         if done < steps:
             say(_first_words(recipe, steps=steps, done=done))
-            trainer = _trainer(recipe, folder, origin=origin)
+            trainer = _trainer(recipe, folder, origin=origin, address=address)
             _train_through(trainer, folder, stop, painting=painting, steps=(done, steps))
         if painting is not None and not painting.finish(is_stopped=lambda: stop.asked):
             raise stop.ended(step=steps, saved=steps)
@@ -164,13 +165,18 @@ def _is_elastic(recipe: TrainRecipe) -> bool:
 
 
 def _spare_cores(recipe: TrainRecipe, address: str | None) -> float:
-    """Cores of the cluster that no worker takes. Raises RecipeError where an own Ray has too little for the run.
+    """Cores of the cluster that no worker takes.
 
-    A cluster at an address may grow, so it is not held to what it has now.
+    Raises RecipeError where an own Ray has too little for the run, UserError where a cluster at an address has too
+    little, and is not going to have more.
     """
     work = recipe.workers
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fewest = work.min_count if work.min_count is not None else work.count
+    if address is not None:
+        asked = Bundle(cpus=work.cpus_per_worker, gpus=float(work.use_gpu), device_bytes=_bytes(recipe), count=fewest)
+        capacity.require([asked], what="workers: training", mend="set workers.count lower, or start such nodes")
+        has = ray.cluster_resources()  # type: ignore[no-untyped-call]
     needs = (("CPU", work.cpus_per_worker * fewest), ("GPU", fewest if work.use_gpu else 0))
     for name, need in needs:
         if address is None and need > has.get(name, 0):
@@ -183,6 +189,19 @@ def _spare_cores(recipe: TrainRecipe, address: str | None) -> float:
     return has.get("CPU", 0) - work.cpus_per_worker * work.count
 
 
+def _bytes(recipe: TrainRecipe) -> int:
+    """What a worker takes of its GPU."""
+    return int(plan.plan(recipe).memory.total) if recipe.workers.use_gpu else 0
+
+
+def _selector(recipe: TrainRecipe) -> dict[str, str] | None:
+    """The nodes of a mixed cluster that workers go to: those of CUDA and ROCm, and such that do not say what they are,
+    with a device that is large enough."""
+    if not recipe.workers.use_gpu:
+        return None
+    return {devices.LABEL: "!in(xpu,cpu)"} | devices.selector(_bytes(recipe))
+
+
 def _painting(
     recipe: TrainRecipe, folder: RunFolder, paint: Paint | None, *, done: int, has_spare_core: bool
 ) -> Painting | None:
@@ -191,7 +210,7 @@ def _painting(
     return Painting(folder, recipe.samples, paint, done=done, has_spare_core=has_spare_core)
 
 
-def _trainer(recipe: TrainRecipe, folder: RunFolder, *, origin: Origin) -> TorchTrainer:
+def _trainer(recipe: TrainRecipe, folder: RunFolder, *, origin: Origin, address: str | None) -> TorchTrainer:
     work = recipe.workers
     environment = {"OMP_NUM_THREADS": str(work.cpus_per_worker), "TOKENIZERS_PARALLELISM": "false"}
     if not work.use_gpu:
@@ -200,6 +219,7 @@ def _trainer(recipe: TrainRecipe, folder: RunFolder, *, origin: Origin) -> Torch
     count = (work.min_count, work.count) if work.min_count is not None and _is_elastic(recipe) else work.count
     # Only what workers report as Ray's checkpoints must be seen from all nodes, and ours are no such: for a run folder
     # at a URI, each node's own mirror is enough
+    selector = _selector(recipe) if address is not None else None
     root = folder.root if remote.uri(folder.root) is not None else folder.root.resolve()
     return TorchTrainer(
         _work,
@@ -210,7 +230,9 @@ def _trainer(recipe: TrainRecipe, folder: RunFolder, *, origin: Origin) -> Torch
             "has_notices": os.environ.get(WATCHER, "1") != "0",
         },
         torch_config=Listening(backend="nccl" if work.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=count, use_gpu=work.use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=count, use_gpu=work.use_gpu, resources_per_worker=resources, label_selector=selector
+        ),
         run_config=RunConfig(  # type: ignore[arg-type]
             name=f"train-{os.getpid()}",
             storage_path=str(root / ".ray"),
@@ -274,7 +296,7 @@ def _found(folder: RunFolder) -> Checkpoint | None:
 def _check_folder(folder: RunFolder) -> None:
     """Raises RunFolderError where this node does not see the run folder that the command has made."""
     if not remote.exists(folder.record):
-        node = ray.util.get_node_ip_address()
+        node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         raise RunFolderError(
             f"{remote.named(folder.root)}: run: is not seen from the node {node}, where a worker is; name a folder "
             "on a file system that all nodes share, or a URI (s3://bucket/folder)"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sote.cluster import weights
+from sote.cluster import bringing, remote, weights
 from sote.cluster.errors import CheckpointError, WeightsError
 from sote.cluster.storage import RunFolder
 from sote.train import checkpoint, folders, source
@@ -166,7 +166,7 @@ def _find(path: Path, what: Model, field: str) -> _Found:
         if (path.parent / "config.json").is_file() and folders.has_weights(path.parent):
             return _Found(source.look([path]), folders.config(path.parent), path.parent.parent)
         return _Found(source.look([path]), _sibling_config(path), path.parent)
-    if RunFolder(path).checkpoints.is_dir():
+    if is_run(path):
         path = _newest(path, field)
     module = MODULES[what]
     if folders.has_weights(path):
@@ -197,11 +197,19 @@ def _by_content(path: Path, what: Model, field: str) -> _Found:
     raise WeightsError(f"{path}: {field}: this is {folders.WHAT[found]}; {source.MISSING[what]}")
 
 
+def is_run(path: Path) -> bool:
+    """Whether it is a training's run folder, or will be once it has a checkpoint."""
+    if remote.uri(path) is None:
+        return RunFolder(path).checkpoints.is_dir()
+    return bool(set(remote.names(path)) & weights.RUN)
+
+
 def _newest(run: Path, field: str) -> Path:
-    """The folder of the newest checkpoint of a run."""
-    found = checkpoint.newest(RunFolder(run).checkpoints)
+    """The folder of the newest checkpoint of a run, its weights here."""
+    with bringing.alone(run):  # every model of a run folder asks for it
+        found = checkpoint.newest(RunFolder(run).checkpoints, has_optimizer=False)
     if found is None:
-        raise CheckpointError(f"{run}: {field}: is a run without a checkpoint yet; train it first")
+        raise CheckpointError(f"{remote.named(run)}: {field}: is a run without a checkpoint yet; train it first")
     return found.path
 
 

@@ -10,10 +10,10 @@ import tomllib
 from pathlib import Path
 
 from sote.cluster import recipe as recipes
-from sote.cluster import weights
+from sote.cluster import remote, weights
 from sote.cluster.errors import RecipeError, WeightsError
 from sote.cluster.storage import RunFolder
-from sote.train import arithmetic, folders, modelfile, published
+from sote.train import arithmetic, checkpoint, folders, modelfile, published
 from sote.train.arithmetic import Values
 from sote.train.memory import Models
 from sote.train.names import Model
@@ -54,7 +54,7 @@ class ToCome:
 
     def base(self, reference: str) -> tuple[str, TrainRecipe] | None:
         """Name and content of the recipe that makes the run folder `reference`, if that has no checkpoint yet."""
-        if self.beside is None or reference in weights.BY_KEY or _is_there(Path(reference).expanduser()):
+        if self.beside is None or reference in weights.BY_KEY or _is_there(reference):
             return None
         for path in sorted(self.beside.glob("*.toml")):
             try:
@@ -136,9 +136,10 @@ def _expected(reference: str, to_come: ToCome) -> Models:
     return Models(published.UNETS[reference], published.TEXT)
 
 
-def _is_there(path: Path) -> bool:
+def _is_there(reference: str) -> bool:
+    path = remote.place(reference) if remote.REMOTE.fullmatch(reference) else Path(reference).expanduser()
     run = RunFolder(path)
-    return path.exists() and (not run.record.exists() or any(run.checkpoints.glob("step-*")))
+    return remote.exists(path) and (not remote.exists(run.record) or bool(checkpoint.listed(run.checkpoints)))
 
 
 def _check_file(reference: str, field: str, wanted: Model) -> None:

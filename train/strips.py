@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from PIL import Image
 
+from sote.cluster import remote
 from sote.cluster.page import Html, Section, blank, counted, escape, figure, join, number, picture, tag
 from sote.cluster.storage import RunFolder
 
@@ -65,7 +66,7 @@ def _picture(folder: RunFolder, file: str | None, prompt: str) -> Html:
     if file is None:
         return blank("not painted")
     try:
-        with Image.open(folder.root / file) as image:
+        with Image.open(remote.fetch(folder.root / file)) as image:
             return picture(image, side=SIDE, max_bytes=BYTES, alt=prompt)
     except OSError as error:
         return blank(f"{file}: {error.strerror or 'cannot be read'}")

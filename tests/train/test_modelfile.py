@@ -226,7 +226,7 @@ def test_the_newest_checkpoint_of_a_run_is_a_model(tmp_path: Path, monkeypatch: 
     _write(step / "ema_prior.safetensors", {name: 0 * tensor for name, tensor in UNET.items()})
     _write(step / "text_encoder.safetensors", WORDS, config=json.dumps(TEXT))
     _write(step / "optimizer.safetensors", {"prior.clf.1.bias/row": torch.zeros(2)})
-    monkeypatch.setattr(checkpoint, "newest", lambda folder: checkpoint.Checkpoint(folder / "step-7", None))  # type: ignore[arg-type]
+    monkeypatch.setattr(checkpoint, "newest", lambda folder, **_: checkpoint.Checkpoint(folder / "step-7", None))  # type: ignore[arg-type]
     for reference in (tmp_path / "run", step):
         found = modelfile.prior(str(reference), field="model.prior")
         assert _same(found.unet, UNET)
