@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from sote.cluster.render import Verb
 
 EXAMPLE = "Example: sote cluster render --profile cluster/deploy/profiles/kubernetes.toml --out deploy"
-FOLDERS = {"curate": "data", "train": "train", "serve": "serve"}  # where the recipe of a verb is from
 
 cluster = typer.Typer(
     name="cluster", help="Files to start a cluster from.", epilog=EXAMPLE, no_args_is_help=True, rich_markup_mode=None
@@ -44,17 +43,8 @@ def render(
 
 
 def _given(loaded: "ClusterProfile", profile: Path) -> "dict[Verb, Recipe]":
-    """The recipes that the profile names, checked as their verbs would. Raises RecipeError."""
+    """The recipes that the profile names, read as their verbs would. Raises RecipeError."""
     from sote.cluster import cli, render
-    from sote.cluster.errors import RecipeError
 
-    given: dict[Verb, Recipe] = {}
-    for verb in render.VERBS:
-        named = getattr(loaded.recipes, verb)
-        if named is None:
-            continue
-        recipe = cli._load_any(profile.parent / named)
-        if type(recipe).__module__ != f"sote.{FOLDERS[verb]}.recipe":
-            raise RecipeError(f"{profile}: recipes.{verb}: {named} is not a recipe for `sote {verb}`")
-        given[verb] = recipe
-    return given
+    named = {verb: getattr(loaded.recipes, verb) for verb in render.VERBS}
+    return {verb: cli.load_for(verb, profile.parent / path) for verb, path in named.items() if path is not None}
