@@ -97,7 +97,7 @@ def submit(
         job,
         recipe=recipes.dumps(recipe) if recipe is not None else None,
         code=code,
-        environment=_environment(words.verb, recipe, is_near=is_near),
+        environment=environment(words.verb, recipe, is_near=is_near),
     )
     option = "" if url == addresses.API else f" --address {url}"
     print(f"{name}\nfollow: sote logs {name} --follow{option}\nstop:   sote stop {name}{option}", flush=True)
@@ -235,7 +235,7 @@ def _refuse_no_accelerator(cluster: Any) -> None:
         )
 
 
-def _environment(verb: str, recipe: "Recipe | None", *, is_near: bool) -> dict[str, str]:
+def environment(verb: str, recipe: "Recipe | None", *, is_near: bool) -> dict[str, str]:
     """Variables of the job's processes. They stand in the dashboard: nothing secret."""
     grace = GRACE_SECONDS.get(verb, OTHERS_GRACE_SECONDS) + round(getattr(recipe, "drain_seconds", 0))
     own = {GRACE: str(grace)}
@@ -266,6 +266,9 @@ def _table(found: "list[Job]", *, now: float) -> Any:
     from sote.cluster.page import duration
 
     table = Table("job", "verb", "run", "state", "started", "took", "exit code", box=None)
+    for column in table.columns:
+        column.no_wrap = column.header != "run"
+        column.overflow = "fold"
     for job in found:
         said = job.submission
         took = (job.ended or now) - job.started if job.started is not None else None
@@ -274,7 +277,7 @@ def _table(found: "list[Job]", *, now: float) -> Any:
             said.verb if said is not None else "-",
             (said.run if said is not None else "") or "-",
             job.state.lower(),
-            datetime.fromtimestamp(job.started).strftime("%Y-%m-%d %H:%M:%S") if job.started is not None else "-",
+            datetime.fromtimestamp(job.started).strftime("%m-%d %H:%M") if job.started is not None else "-",
             duration(took) if took is not None else "-",
             "-" if job.exit_code is None else str(job.exit_code),
         )

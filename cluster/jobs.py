@@ -8,6 +8,7 @@ Kind: wiring.
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import tempfile
 import time
@@ -30,6 +31,11 @@ from sote.cluster.submission import Submission
 REQUEST_SECONDS: Final = 20.0
 SECONDS_BETWEEN_LOOKS: Final = 0.5
 LOST_AFTER_SECONDS: Final = 120.0  # without an answer: a head that is being replaced is back within that time
+CHATTY: Final = (  # of Ray's client: modules that speak to the terminal
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 SIGNALS: Final = 128  # what a shell adds to the number of the signal that ended a process
 
 
@@ -62,6 +68,8 @@ class Jobs:
         self.url = url
         self.headers = tokens.headers(url)
         _greet(url, self.headers)
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
         with self._said():
             self.client = JobSubmissionClient(url, headers=dict(self.headers))
         self.client._address = url  # RAY_ADDRESS and RAY_API_SERVER_ADDRESS would win over what was said
@@ -123,7 +131,7 @@ class Jobs:
         """Tell the job to end (SIGTERM) and wait until it has. Raises UserError if it has ended already."""
         job = self.get(name)
         if job.has_ended:
-            raise UserError(f"{name}: has ended already ({job.state.lower()}, exit code {job.exit_code})")
+            raise UserError(f"{name}: has ended already ({job.state.lower()})")
         with self._said(name):
             self.client.stop_job(name)
         while not (job := self._patiently(name)).has_ended:
@@ -136,8 +144,9 @@ class Jobs:
             answer = requests.get(f"{self.url}/api/cluster_status", headers=self.headers, timeout=REQUEST_SECONDS)
             status = (answer.json().get("data") or {}).get("clusterStatus") or {}
         usage = (status.get("loadMetricsReport") or {}).get("usage")
-        kinds = (status.get("autoscalerReport") or {}).get("activeNodes")
-        if usage is None or kinds is None:
+        kinds: dict[str, str] = (status.get("autoscalerReport") or {}).get("nodeTypeMapping") or {}
+        # Ray's autoscaler knows the kind of a node that it started; any other is a kind of its own, called by its id
+        if usage is None or not kinds or any(kind != f"node_{node}" for node, kind in kinds.items()):
             return None
         return {name: float(total) for name, (_, total) in usage.items()}
 
