@@ -1,7 +1,8 @@
 """Figures of the server for Prometheus: what came, what it cost, what was refused and why.
 
-All names begin with `sote_`; dashboard.json shows each of them. Labels are few by construction: routes by template,
-reasons and limits by fixed words, never a prompt, a key or a path. Figures of the replicas are Ray's (`ray_serve_*`).
+All names begin with `sote_`; cluster/deploy/grafana/serve.json draws each of them. Labels are few by construction:
+routes by template, reasons and limits by fixed words, never a prompt, a key or a path. Figures of the replicas are
+Ray's (`ray_serve_*`).
 
 Kind: pure.
 """

@@ -90,7 +90,7 @@ def test_prometheus_reads_from_ray_what_a_run_writes(local_ray: None, tmp_path: 
 
 def scraped(*, wanted: str) -> dict[str, float]:
     """Our metrics of the run `harvest` on this Ray's port for Prometheus, by name and labels."""
-    [node] = ray.nodes()
+    [node] = ray.nodes()  # type: ignore[no-untyped-call]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     end = time.monotonic() + 60  # Ray reports every 10 s if it is not told otherwise
     while wanted not in (text := urllib.request.urlopen(url, timeout=30).read().decode()):

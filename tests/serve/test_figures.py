@@ -83,7 +83,7 @@ def test_two_sets_of_figures_share_nothing() -> None:
 
 
 def test_the_dashboard_draws_every_figure_and_no_other() -> None:
-    dashboard = json.loads(resources.files("sote.serve").joinpath("dashboard.json").read_text())
+    dashboard = json.loads(resources.files("sote.cluster").joinpath("deploy/grafana/serve.json").read_text())
     figures = Figures()
     figures.answered(method="GET", route="/", status=200, seconds=0.1)
     work = Work("prior", seconds=1.0, waited_seconds=0.25, megapixel_steps=0.5, occupancy={1: 3})
@@ -100,7 +100,7 @@ def test_the_dashboard_draws_every_figure_and_no_other() -> None:
 
 
 def test_the_dashboard_can_be_taken_into_any_grafana() -> None:
-    dashboard = json.loads(resources.files("sote.serve").joinpath("dashboard.json").read_text())
+    dashboard = json.loads(resources.files("sote.cluster").joinpath("deploy/grafana/serve.json").read_text())
     (variable,) = dashboard["templating"]["list"]
     assert (variable["type"], variable["query"]) == ("datasource", "prometheus")
     panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
