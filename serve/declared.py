@@ -20,7 +20,7 @@ from ray.serve import context
 
 from sote.cluster import recipe as recipes
 from sote.cluster import storage
-from sote.cluster.errors import UserError
+from sote.cluster.errors import RunFailed, UserError
 from sote.cluster.recipe import Part
 from sote.serve import deployments, plan
 from sote.serve.recipe import ServeRecipe
@@ -38,7 +38,10 @@ def build(declared: Declared) -> Any:
     Raises UserError as `sote serve` does before it starts, and for a server without keys that others can reach.
     """
     recipe = load(declared.recipe)
-    check_door(recipe, context._get_global_client().http_config.host)
+    client = context._get_global_client()
+    if client is None:
+        raise RunFailed("Serve has no controller on this cluster, so nothing says where it listens")
+    check_door(recipe, client.http_config.host)
     plan.check(recipe, address="auto")
     folder = storage.run_folder(recipe.run)
     folder.root.mkdir(parents=True, exist_ok=True)
