@@ -61,11 +61,12 @@ def _ask(names: tuple[str, ...]) -> dict[str, list[str]]:
     if not names:
         return {}
     remote: Any = ray.remote(num_cpus=0, max_retries=0)(lacking)
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     asked = {
         remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(names): (
             node["NodeManagerAddress"]
         )
-        for node in ray.nodes()
+        for node in nodes
         if node["Alive"]
     }
     done, late = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_TO_ANSWER)

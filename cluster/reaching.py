@@ -10,21 +10,23 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import ray
+import ray._raylet
 import ray.util
 from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
 from ray._private import ray_constants, services  # ray is pinned; a test looks at what listens where
 from ray._private.grpc_utils import init_grpc_channel
-from ray._raylet import AuthenticationTokenLoader, Config
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from sote.cluster import addresses, tokens
 from sote.cluster.errors import UserError
 
 SECONDS_TO_ANSWER: Final = 10.0
+core: Any = ray._raylet  # no types
+messages: Any = gcs_service_pb2
 REFUSED: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
@@ -68,7 +70,8 @@ def loopback(is_wanted: bool = True) -> Iterator[None]:
 def is_on_loopback(place: str) -> bool:
     """Whether the control store at HOST:PORT can be had on loopback only."""
     host, _, port = place.rpartition(":")
-    return tokens.is_loopback(host) and addresses.listens(ray.util.get_node_ip_address(), int(port)) is not None
+    outer: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return tokens.is_loopback(host) and addresses.listens(outer, int(port)) is not None
 
 
 def _found() -> tuple[str, int]:
@@ -86,21 +89,18 @@ def _found() -> tuple[str, int]:
 def _authenticate(host: str) -> None:
     """Switch Ray's token authentication on where there is a token. Raises UserError where there must be one."""
     if tokens.use(host) is not None:
-        Config.initialize("")  # reads the environment anew
-        AuthenticationTokenLoader.instance().reset_cache()
+        core.Config.initialize("")  # reads the environment anew
+        core.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _metadata(where: str, place: str) -> dict[str, str]:
     """What the control store says about itself."""
     with contextlib.closing(init_grpc_channel(place)) as channel:
-        request = gcs_service_pb2.InternalKVGetRequest(
-            namespace=ray_constants.KV_NAMESPACE_CLUSTER, key=CLUSTER_METADATA_KEY
-        )
+        request = messages.InternalKVGetRequest(namespace=ray_constants.KV_NAMESPACE_CLUSTER, key=CLUSTER_METADATA_KEY)
         try:
             grpc.channel_ready_future(channel).result(timeout=SECONDS_TO_ANSWER)
-            answer = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).InternalKVGet(
-                request, timeout=SECONDS_TO_ANSWER
-            )
+            asked: Any = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)  # type: ignore[no-untyped-call]
+            answer = asked.InternalKVGet(request, timeout=SECONDS_TO_ANSWER)
             said: dict[str, str] = json.loads(answer.value)
         except grpc.RpcError as error:
             if error.code() in REFUSED:
@@ -112,7 +112,7 @@ def _metadata(where: str, place: str) -> dict[str, str]:
 
 
 def _same_version(where: str, there: dict[str, str]) -> None:
-    version, python = ray._private.utils.compute_version_info()
+    version, python = ray._private.utils.compute_version_info()  # type: ignore[no-untyped-call]
     if there["ray_version"] != version:
         raise UserError(
             f"{where}: Ray {there['ray_version']} is there, here is Ray {version}: use the image of the same version "
