@@ -52,7 +52,7 @@ class Group(Part):
     name: Name
     use: tuple[Use, ...] = Field(min_length=1)
     accel: Accelerator = "cpu"
-    device: str | None = None
+    device: str | None = Field(default=None, pattern=r"^[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?$")  # a label's value
     devices: int = Field(default=0, ge=0)  # accelerators of one node
     device_memory_gb: int | None = Field(default=None, ge=1)
     device_slots: int = Field(default=0, ge=0)  # of a CPU node
