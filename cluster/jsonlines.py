@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-# What Ray sets for the driver of a submitted job and for its workers (ray/_private/runtime_env/constants.py)
-CONFIG_OF_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-SUBMISSION: Final = "job_submission_id"  # ray/dashboard/modules/job/common.py
-NUMBER_OF_JOB: Final = "RAY_JOB_ID"
+from sote.cluster import submission
+
+NUMBER_OF_JOB: Final = "RAY_JOB_ID"  # what Ray sets for the workers of a job
 # A value of an event, and the conversions of `logging`'s format
 FIELD: Final = re.compile(r"(?P<name>[a-z_]\w*)=$")
 CONVERSION: Final = re.compile(r"%[#0\- +]*\d*(?:\.\d+)?(?P<as>[diouxXeEfFgGcrsa%])")
@@ -65,14 +64,10 @@ def being(who: Who) -> Iterator[None]:
         _At.who = before
 
 
-def job_id(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The submission id of the job that this process belongs to, or Ray's number of it; None outside of a job."""
-    try:
-        config = json.loads(environment.get(CONFIG_OF_JOB, "{}"))
-        found = config.get("metadata", {}).get(SUBMISSION)
-    except (ValueError, AttributeError):
-        found = None
-    return str(found) if found else environment.get(NUMBER_OF_JOB) or None
+def job_id() -> str | None:
+    """The submission id of the job whose driver this process is, or Ray's number of a worker's; None outside of a
+    job."""
+    return submission.job_id() or os.environ.get(NUMBER_OF_JOB) or None
 
 
 class Lines(logging.Formatter):

@@ -1,6 +1,8 @@
 """What recipes cost on a cluster's profile."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,8 @@ from sote.serve.recipe import ModelPart, ReplicasPart, ServeRecipe
 from sote.train import plan as train_plan
 from sote.train.recipe import TrainRecipe
 
+ROOT = Path(__file__).parents[2]
+RECIPE = "train/recipes/base.toml"
 ROWS = 1_000_000
 CURATE = CurateRecipe(run="run", sources=(Source(name="mine", path="pictures"),), latents=LatentsPart())
 
@@ -74,7 +78,7 @@ def test_curation_on_cpu_nodes_alone_has_the_cores_do_everything() -> None:
 def test_training_takes_the_fewest_nodes_that_hold_its_workers_and_names_every_way(tmp_path: Path) -> None:
     found = training(tmp_path)
     a100 = group("a100", "A100", use=("train",), device_memory_gb=80)
-    h100 = group("h100", "NVIDIA H100", use=("train",), devices=4, device_memory_gb=80)
+    h100 = group("h100", "H100", use=("train",), devices=4, device_memory_gb=80)
     priced = pricing.training(found, cluster(a100, h100))
     assert [(line.group, line.nodes, line.instead) for line in priced.lines[:2]] == [
         ("a100", 1, False),
@@ -127,3 +131,23 @@ def test_serving_is_priced_by_the_hour_and_by_the_thousand_pictures() -> None:
     assert priced.on_demand.amount == 4
     with pytest.raises(UserError, match="needs 2 accelerators in one group of use 'serve'; l4 has 1 at most"):
         pricing.serving(recipe, cluster(group("l4", "L4", use=("serve",), devices=1, max_nodes=1)), tflop=200)
+
+
+@pytest.mark.parametrize("profile", ["kubernetes", "aws", "onprem"])
+def test_a_profile_that_is_shipped_prices_a_recipe_that_is(profile: str, sote: Callable[..., Any]) -> None:
+    code, out, err = sote(
+        "check", str(ROOT / RECIPE), "--cluster", str(ROOT / f"cluster/deploy/profiles/{profile}.toml")
+    )
+    assert (code, err) == (0, "")
+    assert "Cost on the cluster" in out
+    assert "node-hours" in out
+
+
+def test_a_profile_with_a_field_that_is_wrong_is_refused_by_name(tmp_path: Path, sote: Callable[..., Any]) -> None:
+    wrong = tmp_path / "cluster.toml"
+    wrong.write_text(
+        '[[groups]]\nname = "l4"\nuse = ["caption"]\ncpus = 8\nmemory_gb = 32\nmax_nodes = 2\nspott = true\n'
+    )
+    code, _, err = sote("check", str(ROOT / RECIPE), "--cluster", str(wrong))
+    assert code == 2
+    assert "cluster.toml: groups.0.spott: unknown key, did you mean spot" in err
