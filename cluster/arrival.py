@@ -11,7 +11,7 @@ from typing import Any, Final
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sote.cluster import submission
+from sote.cluster import devices, submission
 from sote.cluster.errors import UserError
 
 SECONDS_TO_ANSWER: Final = 60.0  # a node may have to start a process for the question
@@ -21,7 +21,6 @@ NEEDS: Final = {
     "train": ("sote.train", "deepspeed", "diffusers", "safetensors", "torch", "transformers"),
     "serve": ("sote.serve", "diffusers", "fastapi", "safetensors", "torch", "transformers"),
 }
-OPENVINO: Final = "onnxruntime_ep_openvino"
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 def missing_anywhere() -> list[str]:
     """The requirements of the extra `openvino` if this process is a job that asks for it and a node has it not."""
     job = submission.here()
-    if job is None or job.device != "openvino" or not any(OPENVINO in lacks for lacks in _ask((OPENVINO,)).values()):
+    if job is None or job.device != "openvino" or not any(_ask((devices.PLUGIN,)).values()):
         return []
     return [text.partition(";")[0].strip() for text in metadata.requires("sote") or () if "openvino" in text]
 

@@ -30,6 +30,8 @@ GRACE: Final = "RAY_JOB_STOP_WAIT_TIME_S"
 # for as long as its recipe says, and has this time on top; others write a record
 GRACE_SECONDS: Final = {"train": 1800, "serve": 60}
 OTHERS_GRACE_SECONDS: Final = 60
+# With these a driver sees no NVIDIA, AMD or Intel device; what Ray starts for it asks for none and is lent none
+HIDDEN: Final = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1", "ONEAPI_DEVICE_SELECTOR": "*:cpu"}
 
 Address = Annotated[
     str | None, typer.Option("--address", metavar="URL", help="the cluster's job API; default http://127.0.0.1:8265")
@@ -97,7 +99,7 @@ def submit(
         job,
         recipe=recipes.dumps(recipe) if recipe is not None else None,
         code=code,
-        environment=environment(words.verb, recipe, is_near=is_near),
+        environment=environment(words.verb, recipe, is_near=is_near, device=device),
     )
     option = "" if url == addresses.API else f" --address {url}"
     print(f"{name}\nfollow: sote logs {name} --follow{option}\nstop:   sote stop {name}{option}", flush=True)
@@ -235,10 +237,10 @@ def _refuse_no_accelerator(cluster: Any) -> None:
         )
 
 
-def environment(verb: str, recipe: "Recipe | None", *, is_near: bool) -> dict[str, str]:
+def environment(verb: str, recipe: "Recipe | None", *, is_near: bool, device: Device | None = None) -> dict[str, str]:
     """Variables of the job's processes. They stand in the dashboard: nothing secret."""
     grace = GRACE_SECONDS.get(verb, OTHERS_GRACE_SECONDS) + round(getattr(recipe, "drain_seconds", 0))
-    own = {GRACE: str(grace)}
+    own = {GRACE: str(grace)} | (HIDDEN if device is Device.cpu else {})
     # On this machine the job finds the Python that this is, also where the cluster was started without its bin on PATH
     return own | ({"PATH": f"{Path(sys.executable).parent}:${{PATH}}"} if is_near else {})
 

@@ -63,6 +63,12 @@ def job_id() -> str | None:
     return _says().get(ID)
 
 
+def may_accelerate() -> bool:
+    """Whether accelerators may be asked for: a job with `--env cpu` leaves them alone."""
+    job = here()
+    return job is None or job.device != "cpu"
+
+
 def version() -> str:
     """The version of this code; "unknown" where it is neither installed nor in a checkout that is."""
     try:

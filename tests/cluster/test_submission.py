@@ -76,3 +76,11 @@ def test_the_drivers_command_is_readable_and_no_word_is_taken_for_shell() -> Non
     shown = submission.command(words)
     assert shown.startswith('python -m sote.cluster.cli --address auto generate "$PWD/recipe.toml" ')
     assert shlex.split(shown)[6:] == words[1:]
+
+
+def test_a_job_with_env_cpu_leaves_accelerators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert submission.may_accelerate()
+    arrive(monkeypatch, job(device="gpu"))
+    assert submission.may_accelerate()
+    arrive(monkeypatch, job(device="cpu"))
+    assert not submission.may_accelerate()
