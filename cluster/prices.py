@@ -246,6 +246,8 @@ def _cell(amount: float | None, line: Line) -> str:
 
 
 def _sum(total: Total) -> str:
+    if total.without and not total.amount:
+        return "no price"
     return f"{_money(total.amount)}{' + ?' if total.without else ''}"
 
 

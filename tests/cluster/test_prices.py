@@ -66,6 +66,7 @@ def test_hours_that_are_not_known_have_no_cost() -> None:
     assert priced.on_demand.amount == 0
     assert priced.on_demand.without == ("a100", "head")
     assert "not known" in shown(priced)
+    assert "0.00" not in shown(priced)
     assert "training: who knows" in shown(priced)
 
 
