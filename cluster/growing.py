@@ -31,8 +31,10 @@ class Growing:
         self.path, self.seconds = path, seconds
         self._there = (0, 0)  # size and time of change, as it was brought
         self._over, self._bringing = threading.Event(), threading.Lock()
+        self._thread: threading.Thread | None = None
         if remote.uri(path) is not None:
-            threading.Thread(target=self._go_on, name=f"brings {path.name}", daemon=True).start()
+            self._thread = threading.Thread(target=self._go_on, name=f"brings {path.name}", daemon=True)
+            self._thread.start()
 
     def bring(self) -> None:
         """Bring it now, if it has changed. Raises Unreachable."""
@@ -54,10 +56,11 @@ class Growing:
                 copy.unlink(missing_ok=True)
             self._there = state
 
-    def close(self) -> None:
-        """Bring it a last time; where that fails, it is said in the log."""
+    def close(self, *, waits: bool = True) -> None:
+        """Have it brought a last time, and wait for that; where it fails, it is said in the log."""
         self._over.set()
-        self._try()
+        if self._thread is not None and waits:
+            self._thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +74,7 @@ class Growing:
             began = time.monotonic()
             self._try()
             rest = max(self.seconds, REST * (time.monotonic() - began))
+        self._try()
 
     def _try(self) -> None:
         try:

@@ -10,16 +10,14 @@ import hashlib
 import re
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # pydantic takes the standard one from Python 3.12 on
 
-from sote.cluster import weights
+from sote.cluster import remote, weights
 from sote.cluster.errors import UserError
-from sote.cluster.storage import RunFolder
 from sote.serve import weightfiles
 from sote.serve.profiles import PROFILES
 from sote.serve.recipe import Compression, DecoderSteps, DefaultsPart, Guidance, PriorSteps, Rescale, ServeRecipe, Shift
@@ -144,7 +142,7 @@ class About:
         """Looks at the headers of the weight files. Raises WeightsError: missing, or broken."""
         models = weightfiles.named(recipe.model)
         files = list(dict.fromkeys(file for model in models for file in model.files))
-        return About(recipe, models, Hashes(files, kept=RunFolder(Path(recipe.run)).root / "hashes.json"))
+        return About(recipe, models, Hashes(files, kept=remote.place(recipe.run) / "hashes.json"))
 
     @property
     def name(self) -> str:

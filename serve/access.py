@@ -32,11 +32,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sote.cluster import remote
 from sote.cluster.errors import AccessError
-from sote.cluster.storage import RunFolder
 from sote.serve import keys
 from sote.serve.about import About
-from sote.serve.accesslog import AccessLog, Entry
+from sote.serve.accesslog import AccessLog, Entry, path_in
 from sote.serve.figures import Figures
 from sote.serve.keys import Limits
 from sote.serve.recipe import ServeRecipe
@@ -109,7 +109,7 @@ class Gate:
             is_public=recipe.is_public,
             origins=recipe.access.origins,
             max_body_bytes=recipe.limits.max_body_bytes,
-            log_path=RunFolder(Path(recipe.run)).root / "access.jsonl",
+            log_path=path_in(remote.place(recipe.run)),
         )
 
     def install(self, app: FastAPI, figures: Figures, about: About) -> None:

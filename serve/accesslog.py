@@ -1,27 +1,43 @@
 """The access log: one JSON object a line for each request, in RUN/access.jsonl and, when that is full, .1 to .5.
 
 It says who asked for which route and what came of it, and never what was asked: no prompts, keys or query strings.
-Probes and scrapes that went well are left out. One process writes it.
+Probes and scrapes that went well are left out. One process writes it. In a run folder at a URI each process has files
+of its own, RUN/access/<host>-<pid>-<n>.jsonl, which are brought there every half minute and stay; what was written
+since then goes with a process that is killed.
 
 Kind: pure, but for files.
 """
 
 import json
 import logging
+import os
+import platform
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from sote.cluster import remote
+from sote.cluster.growing import Growing
 
 MAX_BYTES: Final = 10_000_000
 BACKUPS: Final = 5
+BRING_SECONDS: Final = 30.0  # to a URI
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 log = logging.getLogger(__name__)
+
+
+def path_in(run: Path) -> Path:
+    """Where this process writes the access log of a run folder."""
+    if remote.uri(run) is None:
+        return run / "access.jsonl"
+    return run / "access" / f"{platform.node()}-{os.getpid()}-{time.time_ns():x}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,8 @@ class AccessLog:
 
     def __init__(self, path: Path, *, lost: Callable[[], None], max_bytes: int = MAX_BYTES) -> None:
         self.path, self.lost, self.is_losing = path, lost, False
-        self.handler = _Handler(
+        kind = _Handler if remote.uri(path) is None else _FarHandler
+        self.handler = kind(
             path, maxBytes=max_bytes, backupCount=BACKUPS, encoding="utf-8", delay=True, failed=self._failed
         )
 
@@ -89,3 +106,24 @@ class _Handler(RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
         self.failures += 1
         self.failed(sys.exc_info()[1])
+
+
+class _FarHandler(_Handler):
+    """The files of this process in the mirror: what is full is brought a last time, and the next is begun."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        super().__init__(path, **options)
+        self.growing = Growing(path, seconds=BRING_SECONDS)
+
+    def doRollover(self) -> None:  # noqa: N802  logging's name
+        if self.stream:
+            self.stream.close()
+            self.stream = None
+        self.growing.close(waits=False)
+        path = path_in(Path(self.baseFilename).parents[1])
+        self.baseFilename = str(path)
+        self.growing = Growing(path, seconds=BRING_SECONDS)
+
+    def close(self) -> None:
+        super().close()
+        self.growing.close()

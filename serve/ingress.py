@@ -8,7 +8,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -16,6 +15,8 @@ from ray import serve
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sote.cluster import remote, storage
+from sote.cluster.errors import RunFolderError
 from sote.serve import api
 from sote.serve.about import About
 from sote.serve.access import READING, Gate, answer_to
@@ -25,7 +26,7 @@ from sote.serve.figures import Figures
 from sote.serve.jobs import Jobs
 from sote.serve.recipe import ServeRecipe
 from sote.serve.replicas import IS_ACCEPTED, Replicas
-from sote.serve.results import Results
+from sote.serve.results_far import results_of
 from sote.serve.retrying import AGAIN, MARK
 from sote.serve.service import Service
 
@@ -41,9 +42,9 @@ def context_of(recipe: ServeRecipe, service: Service, figures: Figures | None = 
 
     Raises UserError (keys, licence).
     """
-    about, figures, run = About.of(recipe), figures or Figures(), Path(recipe.run)
+    about, figures, run = About.of(recipe), figures or Figures(), remote.place(recipe.run)
     desk = Desk(recipe, service, figures)
-    results = Results(run / "results", recipe.jobs.keep_seconds)
+    results = results_of(run / "results", recipe.jobs.keep_seconds)
     return Context(
         recipe=recipe,
         service=service,
@@ -54,6 +55,16 @@ def context_of(recipe: ServeRecipe, service: Service, figures: Figures | None = 
         figures=figures,
         about=about,
     )
+
+
+def check_run(recipe: ServeRecipe) -> None:
+    """Raises RunFolderError where this node does not see the run folder that the command has made: jobs would be kept
+    where no other server finds them."""
+    if not remote.exists(storage.run_folder(recipe.run).record):
+        raise RunFolderError(
+            f"{recipe.run}: run: is not seen from the node of the server's front; name a folder on a file system that "
+            "all nodes share, or a URI (s3://bucket/folder)"
+        )
 
 
 class Inside:
@@ -131,6 +142,7 @@ class Ingress:
     """The replica: the routes over both models' handles."""
 
     def __init__(self, recipe: ServeRecipe, prior: Any, decoder: Any) -> None:
+        check_run(recipe)
         self.recipe, self.inside = recipe, Inside()
         part = recipe.decoder_replicas
         places = part.slots * part.max_replicas + part.max_queued_requests

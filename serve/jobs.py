@@ -20,7 +20,8 @@ from sote.cluster.errors import Busy
 from sote.serve.access import Visitor
 from sote.serve.desk import Desk
 from sote.serve.jobcare import TICK_SECONDS, Care, happens
-from sote.serve.jobfiles import Hook, JobFiles, Record
+from sote.serve.jobfiles import Hook, Record
+from sote.serve.jobfiles_far import files_of
 from sote.serve.jobkeeper import Keeper
 from sote.serve.jobline import Live, Sight, seconds_left
 from sote.serve.recipe import JobsPart
@@ -41,7 +42,7 @@ class Jobs:
     def __init__(
         self, folder: Path, part: JobsPart, desk: Desk, results: Results, *, now: Callable[[], float] = time.time
     ) -> None:
-        self.files, self.part, self.desk, self.results, self.now = JobFiles(folder, now), part, desk, results, now
+        self.files, self.part, self.desk, self.results, self.now = files_of(folder, now), part, desk, results, now
         self.keeper = Keeper(self.files, part, desk, results)
         self.care = Care(self.keeper)
 

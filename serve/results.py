@@ -62,7 +62,7 @@ class Results:
         if not NAME.fullmatch(name):
             return 0
         try:
-            kept = (self.folder / name).stat().st_mtime
+            kept = self._kept(name)
         except FileNotFoundError:
             return 0
         return max(0, math.ceil(kept + self.keep_seconds - self.now()))
@@ -88,6 +88,10 @@ class Results:
             except FileNotFoundError:  # another server's sweep was faster
                 continue
         return removed
+
+    def _kept(self, name: str) -> float:
+        """When it was kept. Raises FileNotFoundError."""
+        return (self.folder / name).stat().st_mtime
 
 
 def content_type(name: str) -> str:

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from sote.cluster import storage, weights
+from sote.cluster import bringing, remote, storage, weights
 from sote.cluster.errors import WeightsError
 from sote.cluster.storage import RunFolder
 from sote.serve.recipe import ModelPart
 from sote.train import folders, names
 from sote.train.names import Model
 
+OPTIMIZER: Final = "optimizer.safetensors"  # of a checkpoint: never served
 AVERAGE: Final = "ema_"  # before the names of a checkpoint's averaged weights, which are not served
 HASH: Final = "modelspec.hash_sha256"
 UNSTATED: Final = "that of the file which these weights are from"  # what `sote export` writes where nothing is known
@@ -108,11 +109,11 @@ class Hashes:
                     self.found[file] = hashlib.file_digest(stream, "sha256").hexdigest()
                 storage.write_text(self.kept, json.dumps(self._read() | {_stamp(file): self.found[file]}, indent=1))
             except OSError as error:  # the server goes on: it only cannot say this one, or must compute it again
-                log.warning("sha256 not kept file=%s error=%s", file.name, error.strerror)
+                log.warning("sha256 not kept file=%s error=%s", file.name, error.strerror or error)
 
     def _read(self) -> dict[str, str]:
         try:
-            return dict(json.loads(self.kept.read_text(encoding="utf-8")))
+            return dict(json.loads(remote.fetch(self.kept).read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError):
             return {}
 
@@ -148,18 +149,31 @@ def _files(path: Path, *, model: Model, module: str) -> list[Path]:
     """The files of the model at `path`: a file, a model's folder, a pipeline's, a folder of files, a run's."""
     if path.is_file():
         return [path]
-    run = RunFolder(path).checkpoints
-    if run.is_dir():
-        steps = [each for each in run.glob("step-*") if re.fullmatch(r"step-\d+", each.name)]
+    if (steps := _steps(path)) is not None:
         if not steps:
-            raise WeightsError(f"{path}: model: is a run without a checkpoint yet; train it first")
+            raise WeightsError(f"{remote.named(path)}: model: is a run without a checkpoint yet; train it first")
         path = max(steps, key=lambda each: int(each.name.removeprefix("step-")))
+        for file in remote.paths(path, "*.safetensors"):
+            if file.name != OPTIMIZER:
+                bringing.bring(file)
     if not folders.has_weights(path) and (path / module).is_dir():
         path = path / module
     if folders.has_weights(path):
         return folders.weight_files(path)
     files = [file for file in sorted(path.glob("*.safetensors")) if not file.name.startswith(AVERAGE)]
     return [file for file in files if model in names.parts(folders.header(file).tensors)]
+
+
+def _steps(run: Path) -> list[Path] | None:
+    """The checkpoints of a run folder; None for what is no run folder. Of those at a URI only their states are here."""
+    folder = RunFolder(run).checkpoints
+    if remote.uri(run) is None:
+        found = list(folder.glob("step-*")) if folder.is_dir() else None
+    elif set(remote.names(run)) & weights.RUN:
+        found = [path.parent for path in remote.fetch_tree(folder, "step-*/state.json")]
+    else:
+        found = None
+    return None if found is None else [each for each in found if re.fullmatch(r"step-\d+", each.name)]
 
 
 def _stamp(file: Path) -> str:
