@@ -31,17 +31,21 @@ SHARD_ROWS, SLICE_ROWS = 4000, 16  # as data/recipes/sote_6m.toml
 STAGES = 9
 HEAD_BYTES = 32e9  # cluster/profile.py's head
 GIB = 1 << 30
+WAITS = "ms a device waits between slices (median)"
+WORKS = "share of its time that a device works"
 Figures = dict[str, float]
 Kept = dict[str, dict[str, Any]]
 
 # What each part runs, in a process of its own
 PARTS = {
     "feed": "scale_ray.feed((500, 1000, 2000, 4000))",
-    "pieces": "scale_ray.pieces(2400, wave=None)",
-    "waves": "scale_ray.pieces(2400, wave=800)",
+    "pieces": "scale_ray.pieces(4800, wave=None)",
+    "waves": "scale_ray.pieces(4800, wave=1600)",
     "payload": "scale_ray.payload(24)",
     "tail": "scale_ray.tail(160, devices=8, seconds=1.6, slower=4, ahead=1)",
     "two ahead": "scale_ray.tail(160, devices=8, seconds=1.6, slower=4, ahead=2)",
+    "fast": "scale_ray.tail(400, devices=2, seconds=0.033, slower=1, ahead=1)",
+    "fast two ahead": "scale_ray.tail(400, devices=2, seconds=0.033, slower=1, ahead=2)",
     "files": "scale_files.files(2000)",
     "bytes": "scale_files.bytes_a_row()",
     "duplicates": "scale_files.duplicates(1_000_000)",
@@ -188,18 +192,29 @@ def lines(found: dict[str, Figures]) -> Iterator[tuple[str, Callable[[float], fl
 
 
 def devices(found: dict[str, Figures]) -> None:
-    """How many accelerators one driver keeps at work."""
+    """How many accelerators one driver keeps at work, and what they lose between slices."""
     rate = SLICE_ROWS / found["pieces"]["driver CPU ms a slice"] * 1e3
-    wait = found["tail"]["ms a device waits between slices (median)"]
     print(f"\nOne driver hands on {rate:,.0f} images a second in slices of {SLICE_ROWS} (16 over its CPU time a slice)")
-    print(f"  {'':<12}{'images/s':>10}{'cards a driver feeds':>22}{'share lost waiting for a slice':>32}  (computed)")
+    wait = found["tail"][WAITS]
+    for part, what in (("tail", "one"), ("two ahead", "two")):
+        print(f"  slices of 1.6 s, {what} in flight: a device waits {found[part][WAITS]:.0f} ms for the next")
+    for part, what in (("fast", "one"), ("fast two ahead", "two")):
+        print(f"  slices of 33 ms (an H200's), {what} in flight: it works {found[part][WORKS]:.0%} of its time")
+    heads = f"{'images/s':>10}{'cards fed':>11}{'idle, one in flight':>21}{'two':>7}{'two, slices of 64':>19}"
+    print(f"  {'':<8}{heads} (computed)")
     for name in ("A770", "L4", "A100", "H200"):
         each = images_a_second(name)
-        slice_ms = 1e3 * SLICE_ROWS / each
-        print(f"  {name:<12}{each:>10.1f}{rate / each:>22,.0f}{wait / (wait + slice_ms):>32.1%}")
+        slices = ((1, SLICE_ROWS), (2, SLICE_ROWS), (2, 4 * SLICE_ROWS))
+        one, two, long = (lost(wait, ahead=ahead, slice_ms=1e3 * rows / each) for ahead, rows in slices)
+        print(f"  {name:<8}{each:>10.1f}{rate / each:>11,.0f}{one:>21.0%}{two:>7.0%}{long:>19.0%}")
     print(
         "  images/s: data/costs.py's arithmetic for tagger and scorers, not measured; 4 x slice_rows is 4 x the cards"
     )
+
+
+def lost(wait_ms: float, *, ahead: int, slice_ms: float) -> float:
+    """The share of a device's time in which it has nothing to do: it gets `ahead` slices in each turn of the driver."""
+    return max(0.0, 1 - ahead * slice_ms / (wait_ms + slice_ms))
 
 
 def images_a_second(name: str) -> float:

@@ -155,12 +155,12 @@ def pieces(count: int, *, wave: int | None) -> Figures:
             for number, _ in enumerate(pass_pixels.pieces(work, work.pending("decode")), 1):
                 seen.append((number, time.monotonic(), time.process_time(), rss()))
     number, clock, used, memory = (np.array(column, float) for column in zip(*seen, strict=True))
-    late = slice(len(seen) // 5, None)
+    late = slice(len(seen) // 2, None)  # what is loaded first is loaded by then
     gaps = np.diff(clock)
     most = np.sort(gaps)[-max(count // (wave or count) - 1, 0) or len(gaps) :]
     return {
         "slices": len(seen),
-        "driver CPU ms a slice": 1e3 * (used[-1] - used[len(seen) // 5]) / (0.8 * len(seen)),
+        "driver CPU ms a slice": 1e3 * (used[-1] - used[len(seen) // 2]) / (len(seen) / 2),
         "wall ms a slice": 1e3 * float(np.median(gaps[late])) if wave else 1e3 * float(np.mean(gaps[late])),
         "driver KiB a slice": float(np.polyfit(number[late], memory[late], 1)[0]) / KIB,
         "driver MiB at the end": memory[-1] / MIB,
@@ -214,12 +214,16 @@ def tail(count: int, *, devices: int, seconds: float, slower: float, ahead: int)
     static = max(at + share * cost for at, cost in zip(ready, costs, strict=True))
     waits = [after[0] - before[1] for span in each for before, after in pairwise(span)]
     start = min(ready)
+    busy = sum(after - before for span in each for before, after in span) / sum(
+        span[-1][1] - span[0][0] for span in each
+    )
     return {
         "slices": done,
         "devices that worked": len(each),
         "slices of the slow one": len(max(zip(costs, each, strict=True))[1]),
         "seconds": end - start,
         "ideal seconds": ideal - start,
+        "share of its time that a device works": busy,
         "over ideal": (end - start) / (ideal - start),
         "static split over ideal": (static - start) / (ideal - start),
         "ms a device waits between slices (median)": 1e3 * float(np.median(waits)),
