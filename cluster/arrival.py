@@ -5,7 +5,6 @@ Kind: wiring.
 
 import importlib.util
 import logging
-from importlib import metadata
 from typing import Any, Final
 
 import ray
@@ -26,11 +25,12 @@ log = logging.getLogger(__name__)
 
 
 def missing_anywhere() -> list[str]:
-    """The requirements of the extra `openvino` if this process is a job that asks for it and a node has it not."""
+    """What a job with `--env openvino` brings for its processes where a node lacks the plug-in of ONNX Runtime; Ray
+    installs it on every node then, once, from the package index that pip is set up for there."""
     job = submission.here()
     if job is None or job.device != "openvino" or not any(_ask((devices.PLUGIN,)).values()):
         return []
-    return [text.partition(";")[0].strip() for text in metadata.requires("sote") or () if "openvino" in text]
+    return job.packages.split()
 
 
 def check(verb: str | None = None) -> None:

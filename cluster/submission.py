@@ -8,6 +8,7 @@ Kind: pure, but for the environment.
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ class Submission:
 
     `version` and `commit` are of the submitter's code; `is_shipped` is "yes" where that code travels with the job.
     `folder` is the submitter's working directory, where the cluster may be on the same machine. `run` is a run folder.
+    `packages` are requirements, apart by spaces, that Ray installs for the job where nodes lack them.
     """
 
     verb: str
@@ -41,6 +43,7 @@ class Submission:
     is_shipped: str = ""
     folder: str = ""
     device: str = ""
+    packages: str = ""
 
     def metadata(self) -> dict[str, str]:
         """As the metadata of a job."""
@@ -75,6 +78,18 @@ def version() -> str:
         return metadata.version("sote")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def extra(name: str) -> str:
+    """The requirements of an extra of this package, apart by spaces; "" where the package is not installed."""
+    try:
+        listed = metadata.requires("sote") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    parts = (text.partition(";") for text in listed)
+    return " ".join(
+        need.replace(" ", "") for need, _, when in parts if re.search(rf"extra == .{re.escape(name)}.", when)
+    )
 
 
 def begin() -> None:

@@ -84,3 +84,8 @@ def test_a_job_with_env_cpu_leaves_accelerators_alone(monkeypatch: pytest.Monkey
     assert submission.may_accelerate()
     arrive(monkeypatch, job(device="cpu"))
     assert not submission.may_accelerate()
+
+
+def test_what_an_extra_needs_is_read_from_the_package() -> None:
+    assert submission.extra("openvino").startswith("onnxruntime-ep-openvino>=")
+    assert submission.extra("no such extra") == ""
