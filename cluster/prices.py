@@ -18,12 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sote.cluster.errors import UserError
-from sote.cluster.page import duration
+from sote.cluster.page import duration, number
 from sote.cluster.profile import ClusterProfile, Group, Price, Use
 
 SECONDS_AN_HOUR: Final = 3600
 HEAD: Final = "head"
+THROUGHOUT: Final = "throughout"
 WHOLE_FROM: Final = 100  # in the profile's currency; from here on amounts are shown without the part behind the point
+TENTHS_FROM: Final = 10  # node-hours
 NOT_IN_IT: Final = (
     "Not in it: nodes that start, wait or stay when their pass is over, storage, traffic; and on spot nodes the work "
     "that is done again when one is taken away, which was not measured."
@@ -141,7 +143,7 @@ def estimate(profile: ClusterProfile, passes: Sequence[Pass], *, notes: Sequence
     hours = sum(it for it in counted if it is not None)
     if counted:
         known = hours if None not in counted else None
-        lines.append(Line("the whole run", HEAD, 1, known, profile.head.price))
+        lines.append(Line(THROUGHOUT, HEAD, 1, known, profile.head.price))
     return Estimate(profile.name, profile.currency, tuple(lines), hours, (*notes, NOT_IN_IT))
 
 
@@ -211,7 +213,10 @@ def render(priced: Estimate) -> RenderableType:
     for line in priced.lines:
         what = line.what if line.what != last else "  or" if line.instead else ""
         last = line.what
-        cells = (_hours(line.hours), "" if line.node_hours is None else f"{line.node_hours:,.1f}")
+        cells = (
+            _hours(line.hours),
+            "" if line.node_hours is None else number(line.node_hours, _digits(line.node_hours)),
+        )
         spot = "" if line.price is not None and line.price.spot is None else _cell(line.spot, line)
         style = "dim" if line.instead else None
         table.add_row(what, _kind(line), str(line.nodes), *cells, _cell(line.on_demand, line), spot, style=style)
@@ -253,6 +258,11 @@ def _sum(total: Total) -> str:
 
 def _money(amount: float) -> str:
     return f"{amount:,.0f}" if amount >= WHOLE_FROM else f"{amount:,.2f}"
+
+
+def _digits(value: float) -> int:
+    """Behind the point."""
+    return 2 if value < TENTHS_FROM else 1
 
 
 def _hours(hours: float | None) -> str:

@@ -81,8 +81,8 @@ def serving(recipe: ServeRecipe, profile: ClusterProfile, *, tflop: float) -> Es
     for group in prices.fitting(profile, "serve", slots=fewest):
         passes += _served(profile, group, slots=(fewest, most), cores=cores, tflop=tflop, first=not passes)
     size = f"{recipe.defaults.width}x{recipe.defaults.height}"
-    share = f"{SERVED_SHARE:.0%} of a device's bfloat16 peak"
-    note = f"A picture of {size} is {tflop:.3g} TFLOP; it takes as long as {share}, which is arithmetic, not measured."
+    rate = f"{SERVED_SHARE:.0%} of a device's bfloat16 peak" if most else f"{CORE_TFLOPS * 1000:.0f} GFLOP/s of a core"
+    note = f"A picture of {size} is {tflop:.3g} TFLOP, reckoned at {rate}: arithmetic."
     return prices.estimate(profile, passes, notes=[note])
 
 
@@ -93,9 +93,9 @@ def _served(
     most = min(most, group.slots * group.max_nodes)
     rate = _tflops(profile, group) * SERVED_SHARE * most if most else CORE_TFLOPS * max(cores, 1)
     full = {group.name: prices.nodes_for(group, most) if most else min(math.ceil(cores / group.cpus), group.max_nodes)}
-    yield Pass("an hour, most replicas", 1.0, full, instead=not first)
+    yield Pass("an hour, at most", 1.0, full, instead=not first)
     if fewest != most:
-        yield Pass("an hour, fewest replicas", 1.0, {group.name: prices.nodes_for(group, fewest)}, instead=True)
+        yield Pass("an hour, at least", 1.0, {group.name: prices.nodes_for(group, fewest)}, instead=True)
     seconds = PICTURES * tflop / rate
     yield Pass(f"{PICTURES:,} pictures", seconds / costs.SECONDS_AN_HOUR, full, instead=True)
 

@@ -125,8 +125,8 @@ def test_serving_is_priced_by_the_hour_and_by_the_thousand_pictures() -> None:
     recipe = ServeRecipe(run="r", model=part, prior_replicas=replicas, decoder_replicas=replicas)
     priced = pricing.serving(recipe, cluster(group("a100", "A100", use=("serve",), devices=2, max_nodes=8)), tflop=200)
     found = {line.what: (line.nodes, round(line.hours or 0, 4)) for line in priced.lines}
-    assert found["an hour, most replicas"] == (4, 1.0)
-    assert found["an hour, fewest replicas"] == (1, 1.0)
+    assert found["an hour, at most"] == (4, 1.0)
+    assert found["an hour, at least"] == (1, 1.0)
     assert found["1,000 pictures"] == (4, 0.0694)  # 200 TFLOP at 100 TFLOP/s are 2 s a picture on each of 8
     assert priced.on_demand.amount == 4
     with pytest.raises(UserError, match="needs 2 accelerators in one group of use 'serve'; l4 has 1 at most"):
