@@ -280,10 +280,19 @@ def card(run: RunPath) -> None:
 
 
 @app.command(epilog="Example: sote doctor")
-def doctor() -> None:
-    """Devices, engines, weights present or missing, what would run where."""
+def doctor(
+    address: Annotated[str | None, typer.Option(help="a running Ray cluster: what its nodes have and can run")] = None,
+) -> None:
+    """Devices, engines, weights present or missing, what would run where: of this machine, or of a cluster."""
     from rich.console import Console
 
+    if place := address or Door.address:
+        from sote.cluster import fleet, nodes, session
+        from sote.serve import demands
+
+        with session.connect(place):
+            Console().print(fleet.render(nodes.ask(), demands.demands()))
+        return
     from sote.cluster import doctor as examination
 
     Console().print(examination.render(examination.examine()))

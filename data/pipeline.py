@@ -18,6 +18,7 @@ from sote.data import (
     catalogue,
     decode,
     index,
+    needs,
     pass_captions,
     pass_duplicates,
     pass_latents,
@@ -58,6 +59,7 @@ def run(work_recipe: CurateRecipe, folder: RunFolder, *, address: str | None, re
     _probe(work)
     if any(work.pending(stage.name) for stage in STAGES[1:]):
         with session.connect(address):
+            needs.require(work, address=address)
             for group in passes[1:]:
                 if any(work.pending(stage.name) for stage in group):
                     group[0].run(work)
