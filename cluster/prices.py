@@ -208,7 +208,7 @@ def render(priced: Estimate) -> RenderableType:
     title = f"Cost on the cluster {priced.name}, in {priced.currency}"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, side in (("pass", "left"), ("group", "left"), *((it, "right") for it in RIGHT)):
-        table.add_column(name, justify="right" if side == "right" else "left")
+        table.add_column(name, justify="right" if side == "right" else "left", no_wrap=name == "pass")
     last = ""
     for line in priced.lines:
         what = line.what if line.what != last else "  or" if line.instead else ""
