@@ -186,8 +186,15 @@ def _kubernetes_steps(name: str, kubernetes: Kubernetes, out: Path, written: Seq
     ]
     if kubernetes.storage_secret:
         lines.append(f"{into} {kubernetes.storage_secret} --from-env-file=FILE   # AWS_ACCESS_KEY_ID=... and the like")
-    if "serve/endpoint.yaml" in written and kubernetes.keys_secret:
+    if kubernetes.storage_claim:
+        lines.append(
+            f"kubectl -n {kubernetes.namespace} get persistentvolumeclaim {kubernetes.storage_claim}"
+            "   # must be there, ReadWriteMany"
+        )
+    if "serve/endpoint.yaml" in written:
         lines.append(f"{into} {kubernetes.keys_secret} --from-file=keys.toml   # sote key keys.toml NAME")
+        if kubernetes.host is not None:
+            lines.append(f"{into.removesuffix('generic')}tls {kubernetes.tls_secret} --cert=FILE --key=FILE")
     lines.append(f"kubectl apply -k {out}")
     if "cluster.yaml" in written:
         forward = f"kubectl -n {kubernetes.namespace} port-forward service/{name}-head-svc 8265"

@@ -1,5 +1,6 @@
 """What tests of rendered clusters look at: a profile's files, their objects, the pods in them."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,16 @@ def profile(path: Path = SHIPPED, **tables: Any) -> ClusterProfile:
 
 
 def files(of: ClusterProfile | None = None) -> dict[str, str]:
-    of = of or profile()
+    """The text of each file; without a profile, of the shipped one."""
+    return dict(_shipped()) if of is None else _files(of)
+
+
+@functools.cache
+def _shipped() -> dict[str, str]:
+    return _files(profile())
+
+
+def _files(of: ClusterProfile) -> dict[str, str]:
     named = {verb: getattr(of.recipes, verb) for verb in render.VERBS}
     given = {verb: cli.load_for(verb, PROFILES / path) for verb, path in named.items() if path}
     return render.files(of, given, name="kubernetes.toml")

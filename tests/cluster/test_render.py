@@ -27,7 +27,7 @@ FULL = {
 }
 
 
-@pytest.fixture(params=["shipped", "everything"])
+@pytest.fixture(params=["shipped", "everything"], scope="module")
 def texts(request: pytest.FixtureRequest) -> dict[str, str]:
     return files(profile() if request.param == "shipped" else profile(kubernetes=FULL))
 
@@ -210,7 +210,7 @@ def test_a_redis_is_rendered_unless_there_is_one() -> None:
 
 
 def test_two_renderings_are_the_same_text_and_start_with_what_wrote_them() -> None:
-    one, other = files(), files()
+    one, other = files(), files(profile())
     assert one == other
     assert all(text.startswith(render.MARK) for text in one.values())
 
