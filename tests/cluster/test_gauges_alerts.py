@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from sote.cluster import gauges
@@ -134,6 +135,18 @@ def test_the_alerts_fire_when_they_should_and_only_then() -> None:
         [str(promtool), "test", "rules", HERE / "alerts_test.yaml"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_prometheus_that_is_shipped_asks_ray_and_the_endpoint_and_has_the_alerts() -> None:
+    config = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text(encoding="utf-8"))
+    assert config["rule_files"] == [ALERTS.name]
+    down = next(rule["expr"] for rule in rules() if rule["alert"] == "SoteTargetDown")
+    [jobs] = re.findall(r'job=~"([^"]+)"', down)
+    assert all(re.fullmatch(jobs, each["job_name"]) for each in config["scrape_configs"])
+    [[found]] = [each["files"] for job in config["scrape_configs"] for each in job.get("file_sd_configs", [])]
+    assert Path(found).name == PROMETHEUS_SERVICE_DISCOVERY_FILE
+    if promtool is not None:
+        subprocess.run([promtool, "check", "config", DEPLOY / "prometheus.yaml"], check=True, capture_output=True)
 
 
 @pytest.mark.skipif(promtool is None, reason="promtool (Debian: prometheus) is not on PATH")
