@@ -90,7 +90,7 @@ def submit(
         is_shipped="yes" if code is not None else "",
         folder=os.getcwd() if is_near else "",  # noqa: PTH109  the text that the job goes to
         device=device.value if device is not None else "",
-        packages=submission.extra("openvino") if device is Device.openvino else "",
+        packages=submission.needs_of("openvino") if device is Device.openvino else "",
     )
     cluster = Jobs(url)
     if device is Device.gpu:

@@ -80,7 +80,7 @@ def version() -> str:
         return "unknown"
 
 
-def extra(name: str) -> str:
+def needs_of(name: str) -> str:
     """The requirements of an extra of this package, apart by spaces; "" where the package is not installed."""
     try:
         listed = metadata.requires("sote") or []

@@ -342,13 +342,13 @@ def test_a_training_and_a_server_run_as_jobs(cluster: Cluster, tmp_path: Path) -
     )
     (tmp_path / "serve.toml").write_text(
         f'run = "runs/s"\nport = {port}\n[model]\nprior = "models/prior"\ndecoder = "models/decoder"\nname = "tiny"\n'
-        "[defaults]\nwidth = 256\nheight = 256\nprior_steps = 2\ndecoder_steps = 2\n"
+        "[defaults]\nwidth = 256\nheight = 256\nprior_steps = 4\ndecoder_steps = 4\n"
     )
     sent = run(cluster, "submit", "--", "serve", "serve.toml", folder=tmp_path)
     assert sent.returncode == 0, sent.stderr
     server = sent.stdout.split()[0]
     trained = run(cluster, "submit", "--wait", "--", "train", "train.toml", folder=tmp_path)
-    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert trained.returncode == 0, trained.stdout + trained.stderr + Jobs(cluster.api).log(server)
     assert json.loads((tmp_path / "runs" / "t" / "run.json").read_text())["job"] == trained.stdout.split()[0]
     assert list((tmp_path / "runs" / "t" / "checkpoints").glob("step-*"))
     client = Jobs(cluster.api)

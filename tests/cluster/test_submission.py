@@ -87,5 +87,5 @@ def test_a_job_with_env_cpu_leaves_accelerators_alone(monkeypatch: pytest.Monkey
 
 
 def test_what_an_extra_needs_is_read_from_the_package() -> None:
-    assert submission.extra("openvino").startswith("onnxruntime-ep-openvino>=")
-    assert submission.extra("no such extra") == ""
+    assert submission.needs_of("openvino").startswith("onnxruntime-ep-openvino>=")
+    assert submission.needs_of("no such extra") == ""
