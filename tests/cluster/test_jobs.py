@@ -4,6 +4,7 @@ One cluster for all tests here: a head on loopback with token authentication, st
 """
 
 import contextlib
+import ctypes
 import io
 import json
 import os
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.timeout(900)  # on a busy machine a Ray starts in minut
 
 SECRET = "c0ffee" * 10
 WAIT_SECONDS = 400.0
+DIE_WITH_PARENT = 1  # prctl(2), PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ def cluster() -> Iterator[Cluster]:
             *(f"--metrics-export-port={metrics}", "--object-store-memory=200000000", "--disable-usage-stats"),
         ]
         with (Path(folder) / "out").open("w") as out:
-            process = subprocess.Popen(command, env=environment, cwd="/", stdout=out, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, env=environment, cwd="/", stdout=out, stderr=subprocess.STDOUT, preexec_fn=_end_with_the_tests
+            )
         started = Cluster(f"http://127.0.0.1:{api}", f"127.0.0.1:{control}", process)
         try:
             _await_api(started, Path(folder) / "out")
@@ -94,6 +98,11 @@ def cluster() -> Iterator[Cluster]:
             for left in psutil.wait_procs(family, timeout=10)[1]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     left.kill()
+
+
+def _end_with_the_tests() -> None:
+    """In the new process: be told to end when the tests are killed. `ray start --block` ends what it started."""
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
 
 
 def _await_api(cluster: Cluster, out: Path) -> None:
