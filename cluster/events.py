@@ -81,9 +81,15 @@ def look(
 
 def _event(line: Mapping[str, Any]) -> Event:
     values = [f"{name}={value}" for name, value in line.items() if name not in NOT_VALUES]
-    error = [str(line["error"]).partition("\n")[0]] if line.get("error") else []
+    error = [_in_a_line(str(line["error"]))] if line.get("error") else []
     said = ": ".join([" ".join([str(line.get("event")), *values]), *error])
     return Event(float(line["time"]), str(line["level"]), said, line.get("verb"), line.get("job"))
+
+
+def _in_a_line(error: str) -> str:
+    """An error in one line: of one that brings its trace along, as Ray's do, its kind and the last line."""
+    lines = error.strip().splitlines() or [""]
+    return lines[0] if len(lines) == 1 else f"{lines[0].partition(':')[0]}: {lines[-1].strip()}"
 
 
 def _life(

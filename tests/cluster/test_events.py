@@ -64,6 +64,13 @@ def test_the_error_that_ends_a_run_is_kept_and_a_stop_is_none(folder: RunFolder)
     assert "Ctrl-C" not in looked(folder, end="now")
 
 
+def test_an_error_that_brings_its_trace_is_shown_in_one_line(folder: RunFolder) -> None:
+    with pytest.raises(ValueError, match="ray::dig"), logs.events(folder.events, HERE):
+        raise ValueError('ray::dig()\n  File "dig.py", line 3\nKeyError: no such stone')
+    assert "ended: ValueError: KeyError: no such stone" in looked(folder, end="now")
+    assert "dig.py" in str(kept(folder)[-1]["error"])
+
+
 def test_a_full_disk_hides_no_error(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RunFailed), logs.events(folder.events, HERE):
         folder.events.unlink()
