@@ -152,6 +152,18 @@ def require(wanted: Sequence[Bundle], *, what: str, patience_seconds: float = PA
         raise UserError(f"{what} {missing}{ends}")
 
 
+def obtain(wanted: Sequence[Bundle], *, what: str) -> bool:
+    """Whether an autoscaler brings what no node has; waits for it. False at once where there is none, or none that
+    would say what it cannot do: Ray's first one does not, so whoever uses it keeps a node of each kind."""
+    if not (autoscales() and _status().autoscaling_state.autoscaler_state_version):
+        return False
+    wish = _wish(wanted)
+    try:
+        return _wait(wanted, what=what, patience=BOOT_SECONDS, wish=wish) is None
+    finally:
+        remove_placement_group(wish)
+
+
 def _wait(wanted: Sequence[Bundle], *, what: str, patience: float, wish: PlacementGroup | None) -> str | None:
     """What is missing in the end. Says it while it waits."""
     start = said = time.monotonic()

@@ -11,13 +11,15 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
 
-from sote.cluster import arrival, reaching
+from sote.cluster import arrival, capacity, devices, reaching, submission
+from sote.cluster.capacity import Bundle
 from sote.cluster.errors import UserError
 
 # Local object store: curation keeps slices of tens of megabytes in flight; what does not fit is spilled to disk by Ray.
@@ -29,6 +31,7 @@ TRAIN_START_TIMEOUT_SECONDS = 240
 SLOW_START = "timed out during startup"
 LOCAL_STARTS = 3
 ACTOR_STARTS = 3  # of a model's actor that dies while it loads
+ROOM_TO_DECODE = 0.5  # of a CPU beside a model: the least share of a decoding task (data/pass_pixels.py)
 
 log = logging.getLogger(__name__)
 
@@ -159,20 +162,48 @@ def _hush() -> None:
 def _settle_data() -> None:
     """Let Ray Data hand on every row of a dataset as it is made, for a row is a whole piece of work: it would gather
     them up to a size in bytes. And waiting for a machine is no failure: it would end a run after half an hour without
-    progress, and after the first actor that dies while it loads its model, as one does that is killed."""
+    progress, and after the first actor that dies while it loads its model, as one does that is killed.
+
+    A pool of models grows when all of them work and there is a device for one more, as when a node joined; it would
+    never, for an actor here has one piece at a time and Ray Data expects 1.75. It is not made smaller while there is
+    work: loading a model takes longer than waiting for the next piece."""
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = 1  # byte
     context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = ACTOR_STARTS
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
 
 
-def model_pool(*, cpus: float, gpus: float = 1.0) -> tuple[float | None, float | None, int]:
-    """Shares of CPU and GPU for one model actor, and how many such actors: one for each accelerator of the cluster.
+@dataclass(frozen=True)
+class Pool:
+    """Actors that run a model: what each takes of a node, how many there are at first and at most (None: no bound),
+    and the label selector of the nodes that they may lie on."""
+
+    cpus: float | None
+    gpus: float | None
+    actors: int
+    most: int | None
+    selector: dict[str, str]
+
+
+def model_pool(*, cpus: float, gpus: float = 1.0, device_bytes: int = 0) -> Pool:
+    """Actors for a model: one for each accelerator of the cluster that has `device_bytes` of memory (see
+    `devices.selector`), and for each that joins.
 
     All vendors' accelerators are Ray's resource "GPU"; a node without one joins the pool when it is started with
-    `--num-gpus=1 --labels accel=cpu`. A cluster without any has one actor for each node, with the share `cpus`.
+    `--num-gpus=1 --labels accel=cpu`. A cluster without any, whose autoscaler has none either, has one actor for each
+    node, with the share `cpus`; one core at least is left to decode. Raises UserError where none is large enough.
     """
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    if devices := int(resources.get("GPU", 0)):
-        return None, gpus, devices
-    return cpus, None, sum(1 for name in resources if name.startswith("node:") and not name.endswith("head__"))
+    one = Bundle(cpus=1.0, gpus=gpus, device_bytes=device_bytes)  # Ray Data gives an actor with a GPU one CPU, too
+    nodes = capacity.places()
+    has_devices = any(node.resources.get("GPU") for node in nodes)
+    if submission.may_accelerate() and (has_devices or capacity.obtain([one], what="curate")):
+        capacity.require([one], what="curate")
+        fitting = [node for node in capacity.places() if devices.suffices(node.labels, device_bytes)]
+        count = sum(int(node.resources.get("GPU", 0) / gpus) for node in fitting)
+        return Pool(None, gpus, max(count, 1), None, devices.selector(device_bytes))
+    cores = [node.resources.get("CPU", 0.0) for node in nodes]
+    roomy, tight = (sum(least <= count for count in cores) for least in (cpus + ROOM_TO_DECODE, cpus))
+    count = max(1, roomy or tight - 1)
+    return Pool(cpus, None, count, count, {})

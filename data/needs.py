@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from sote.cluster import capacity, weights
+from sote.cluster import capacity, submission, weights
 from sote.cluster.capacity import Bundle
 from sote.cluster.fleet import Demand
 from sote.data import costs
@@ -60,7 +60,8 @@ def latents(recipe: CurateRecipe) -> int:
 
 
 def _bytes(path: Path) -> int:
-    """Bytes of the weights at a path: a file, or those of a folder in the layout that has the most."""
+    """Bytes of the weights at a path: a file, or those of a folder in the layout that has the most. Of what lies at a
+    URI and was not fetched yet nothing is known: 0."""
     if path.is_file():
         return path.stat().st_size
     sizes: dict[str, int] = {}
@@ -72,18 +73,18 @@ def _bytes(path: Path) -> int:
 
 def require(work: Work, *, address: str | None) -> None:
     """Raise UserError, after some patience, where the cluster that this process is connected to will never have what
-    the passes that are not done ask for. With an autoscaler only the first is asked for: the later ones start their
-    nodes when they come.
+    the passes that are not done ask for. With an autoscaler each pass asks for its nodes when it comes
+    (`session.model_pool`).
     """
-    has_devices = any(place.resources.get("GPU") for place in capacity.places())
+    if address is not None and capacity.autoscales():
+        return
+    has_devices = submission.may_accelerate() and any(place.resources.get("GPU") for place in capacity.places())
     patience = capacity.PATIENCE_SECONDS if address is not None else 0.0
     for stage, bytes_of, mend in ASKS:
         if not (device_bytes := bytes_of(work.recipe)) or not work.pending(stage):
             continue
         bundle = Bundle(cpus=1.0, gpus=1.0, device_bytes=device_bytes) if has_devices else Bundle(cpus=LEAST_CPUS)
         capacity.require([bundle], what=f"curate: {stage}", patience_seconds=patience, mend=mend)
-        if address is not None and capacity.autoscales():
-            return
 
 
 LARGER: Final = "start a node that has it (`python -m sote.cluster.detect` prints its flags)"

@@ -27,7 +27,7 @@ from PIL import Image
 from sote.cluster import logs, remote, storage, weights
 from sote.cluster.errors import RecipeError
 from sote.cluster.storage import RunFolder
-from sote.data import places, shards, watchdog
+from sote.data import needs, places, shards, watchdog
 from sote.data.buckets import Bucket, bucket_for
 from sote.data.decode import Refused, open_picture
 from sote.data.inputs import encoder_input
@@ -92,7 +92,8 @@ def _dataset(work: Work, pending: Sequence[int], part: LatentsPart, patience: Pa
     vqgan = remote.named(weights.locate(part.vqgan, field="latents.vqgan")) if part.vqgan is not None else None
     cut = CutBuckets(work.folder, work.recipe, part)
     slices = shards.each(pending).map_batches(cut, batch_size=1, num_cpus=READ_CPUS)
-    return shards.pooled(slices, EncodeRows, (encoder, vqgan, part.dtype, patience), cpus=MODEL_CPUS)
+    given = (encoder, vqgan, part.dtype, patience)
+    return shards.pooled(slices, EncodeRows, given, cpus=MODEL_CPUS, device_bytes=needs.latents(work.recipe))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import ray
 
 from sote.cluster import logs, remote, weights
 from sote.cluster.storage import RunFolder
-from sote.data import shards, watchdog
+from sote.data import needs, shards, watchdog
 from sote.data.decoder import Decoder
 from sote.data.inputs import InputShapes
 from sote.data.recipe import CurateRecipe, DecodePart, ScorePart, TagPart
@@ -116,7 +116,8 @@ def _dataset(work: Work, pending: Sequence[int], patience: Patience) -> ray.data
     cut = Cut(work.folder, recipe.decode, models.shapes(), recipe.slice_rows)
     decode_cpus, model_cpus = shares()
     slices = shards.each(pending).map_batches(cut, batch_size=1, batch_format="numpy", num_cpus=decode_cpus)
-    return shards.pooled(slices, Look, (models, recipe.slice_rows, patience), cpus=model_cpus)
+    given = (models, recipe.slice_rows, patience)
+    return shards.pooled(slices, Look, given, cpus=model_cpus, device_bytes=needs.pixels(recipe))
 
 
 def shares() -> tuple[float, float]:

@@ -27,7 +27,7 @@ from PIL import Image
 
 from sote.cluster import logs, remote, weights
 from sote.cluster.storage import RunFolder
-from sote.data import places, reading, shards, watchdog
+from sote.data import needs, places, reading, shards, watchdog
 from sote.data.ahead import in_order
 from sote.data.decode import Refused, open_picture
 from sote.data.reading import Unread
@@ -107,7 +107,9 @@ def _pieces(work: Work, part: TextPart, to_read: list[int]) -> Iterator[dict[str
             reader = remote.named(weights.locate(part.reader, field="text.reader"))
             given = (reader, work.folder, work.recipe, patience)
             for wave in shards.waves(to_read):
-                yield from shards.stream(shards.pooled(shards.each(wave), ReadShards, given, cpus=MODEL_CPUS))
+                numbers, ask = shards.each(wave), needs.text(work.recipe)
+                pool = shards.pooled(numbers, ReadShards, given, cpus=MODEL_CPUS, device_bytes=ask)
+                yield from shards.stream(pool)
         return
     from sote.data import reader_http  # only where a server is asked
 

@@ -19,7 +19,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import ray
 
-from sote.cluster import session, storage
+from sote.cluster import remote, session, storage
 from sote.cluster.errors import SoteError
 from sote.cluster.logs import Metrics
 from sote.cluster.recipe import digest_of
@@ -105,7 +105,7 @@ class Work:
             self._rows.append(self.row_count())
         if self._rows:
             return min(self.recipe.shard_rows, self._rows[0] - shard * self.recipe.shard_rows)
-        return int(pq.read_metadata(self.folder.rows("index", shard)).num_rows)
+        return int(pq.read_metadata(remote.known(self.folder.rows("index", shard))).num_rows)
 
     def read(self, shard: int, columns: Iterable[str]) -> list[Row]:
         """The rows of one shard with the named columns, each from the stage that writes it, in order of `row`."""
@@ -241,18 +241,23 @@ def waves(pending: Sequence[int], *, pieces: int = 1) -> Iterator[Sequence[int]]
         yield pending[start : start + most]
 
 
-def pooled(pieces: ray.data.Dataset, actor: type[Any], given: tuple[Any, ...], *, cpus: float) -> ray.data.Dataset:
-    """Pieces -> what `actor(*given)` makes of each: one actor for each accelerator of the cluster, whatever its make
-    (`session.model_pool`). An actor takes one piece at a time, when it is free, so that a slow device never holds the
-    end back by more than a piece."""
-    cpu_share, gpu_share, actors = session.model_pool(cpus=cpus)
+def pooled(
+    pieces: ray.data.Dataset, actor: type[Any], given: tuple[Any, ...], *, cpus: float, device_bytes: int = 0
+) -> ray.data.Dataset:
+    """Pieces -> what `actor(*given)` makes of each: one actor for each accelerator of the cluster that has
+    `device_bytes` of memory, whatever its make, and for each that joins meanwhile (`session.model_pool`). An actor
+    takes one piece at a time, when it is free, so that a slow device never holds the end back by more than a piece."""
+    pool = session.model_pool(cpus=cpus, device_bytes=device_bytes)
     return pieces.map_batches(
         actor,
         fn_constructor_args=given,
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
-        num_cpus=cpu_share,
-        num_gpus=gpu_share,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, initial_size=pool.actors, max_size=pool.most, max_tasks_in_flight_per_actor=1
+        ),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+        label_selector=pool.selector or None,
     )
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from sote.cluster import devices, doctor
 from sote.cluster.devices import Device
 from sote.cluster.weights import KNOWN
+from tests.conftest import Command
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +79,10 @@ def test_importing_the_doctor_loads_no_engine() -> None:
     code = "import sys, sote.cluster.doctor; print([m for m in ('torch', 'ray', 'onnxruntime') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_a_cluster_that_does_not_answer_is_the_users_error(sote: Command) -> None:
+    code, out, error = sote("doctor", "--address", "127.0.0.1:1")
+    assert (code, out) == (2, "")
+    assert error.startswith("sote: --address 127.0.0.1:1: no Ray cluster answers there")
+    assert error.count("\n") == 1
