@@ -2,12 +2,11 @@
 
 The lines of `RUN/metrics.jsonl` are those of that file and of `RUN/metrics/<host>-<pid>-<n>.jsonl`; the end of a verb
 puts the parts into the file. A line stands in both where that was cut short, and counts once. What a process wrote in
-its last seconds goes with it when it is killed. In a local folder there are no parts.
+its last seconds goes with it, unless it calls `bring` before its end. In a local folder there are no parts.
 
 Kind: pure, but for files and the threads that bring the parts.
 """
 
-import atexit
 import json
 import logging
 import os
@@ -149,10 +148,3 @@ def _whole(path: Path) -> list[str]:
 
 def _time(line: str) -> float:
     return float(json.loads(line).get("time", 0.0))
-
-
-@atexit.register
-def _close_all() -> None:
-    for (pid, _), part in list(_parts.items()):
-        if pid == os.getpid():
-            part.close()
