@@ -93,7 +93,8 @@ def _dataset(work: Work, pending: Sequence[int], part: LatentsPart, patience: Pa
     cut = CutBuckets(work.folder, work.recipe, part)
     slices = shards.each(pending).map_batches(cut, batch_size=1, num_cpus=READ_CPUS)
     given = (encoder, vqgan, part.dtype, patience)
-    return shards.pooled(slices, EncodeRows, given, cpus=MODEL_CPUS, device_bytes=needs.latents(work.recipe))
+    ask, ahead = needs.latents(work.recipe), shards.SLICES_IN_FLIGHT
+    return shards.pooled(slices, EncodeRows, given, cpus=MODEL_CPUS, device_bytes=ask, in_flight=ahead)
 
 
 @dataclass(frozen=True)

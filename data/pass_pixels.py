@@ -2,7 +2,7 @@
 
 A shard is one task that reads its files in order and hands on slices of `slice_rows` rows. The models live in one pool
 of actors, one for each accelerator whatever its make: an actor finds its device and engine when it starts, and takes a
-slice whenever it is free, one at a time, so that a slow device never holds the end back by more than a slice. A slice
+slice whenever it is free, with the next one waiting, so that a slow device holds the end back by two at most. A slice
 always holds the same rows and is padded to one size, so a score does not depend on which worker computed it, on what
 else ran, or on how often the run was interrupted. The driver collects slices and commits shards.
 Reads: uri, offset, bytes, index_skip, index_error. Writes: the columns of decode, score and tag.
@@ -117,7 +117,8 @@ def _dataset(work: Work, pending: Sequence[int], patience: Patience) -> ray.data
     decode_cpus, model_cpus = shares()
     slices = shards.each(pending).map_batches(cut, batch_size=1, batch_format="numpy", num_cpus=decode_cpus)
     given = (models, recipe.slice_rows, patience)
-    return shards.pooled(slices, Look, given, cpus=model_cpus, device_bytes=needs.pixels(recipe))
+    ask, ahead = needs.pixels(recipe), shards.SLICES_IN_FLIGHT
+    return shards.pooled(slices, Look, given, cpus=model_cpus, device_bytes=ask, in_flight=ahead)
 
 
 def shares() -> tuple[float, float]:

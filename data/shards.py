@@ -37,6 +37,9 @@ T = TypeVar("T")
 # record of each in the driver, and all shards are laid out before the first begins (tests/bench/scale.py)
 WAVE_SHARDS: Final = 8_000
 WAVE_PIECES: Final = 400_000
+# Slices of one actor, at work or next: Ray Data hands on every 0.1 s (WAIT_FOR_TASK_COMPLETION_TIMEOUT_S), and with one
+# slice a device that takes 33 ms for it stands idle for two thirds of its time (tests/bench/scale.py)
+SLICES_IN_FLIGHT: Final = 2
 
 
 @dataclass(frozen=True)
@@ -242,18 +245,24 @@ def waves(pending: Sequence[int], *, pieces: int = 1) -> Iterator[Sequence[int]]
 
 
 def pooled(
-    pieces: ray.data.Dataset, actor: type[Any], given: tuple[Any, ...], *, cpus: float, device_bytes: int = 0
+    pieces: ray.data.Dataset,
+    actor: type[Any],
+    given: tuple[Any, ...],
+    *,
+    cpus: float,
+    device_bytes: int = 0,
+    in_flight: int = 1,
 ) -> ray.data.Dataset:
     """Pieces -> what `actor(*given)` makes of each: one actor for each accelerator of the cluster that has
     `device_bytes` of memory, whatever its make, and for each that joins meanwhile (`session.model_pool`). An actor
-    takes one piece at a time, when it is free, so that a slow device never holds the end back by more than a piece."""
+    has `in_flight` pieces, one at work and the others next, and a slow device never holds the end back by more."""
     pool = session.model_pool(cpus=cpus, device_bytes=device_bytes)
     return pieces.map_batches(
         actor,
         fn_constructor_args=given,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, initial_size=pool.actors, max_size=pool.most, max_tasks_in_flight_per_actor=1
+            min_size=1, initial_size=pool.actors, max_size=pool.most, max_tasks_in_flight_per_actor=in_flight
         ),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
