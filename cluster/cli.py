@@ -196,7 +196,8 @@ def serve(recipe: RecipePath) -> None:
 
     loaded = read()
     planned = plan.plan(loaded, address=Door.address)
-    serving.check_port(loaded.host, loaded.port)
+    if Door.address is None:
+        serving.check_port(loaded.host, loaded.port)
     with storage.open_run(
         loaded, verb="serve", command=_command(), may_differ=ServeRecipe.model_fields.keys()
     ) as folder:
