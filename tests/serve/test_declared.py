@@ -54,6 +54,7 @@ def test_serves_own_config_brings_up_an_endpoint_with_keys_that_paints(
             "model": part,
             "defaults": small,
             "access": {"keys": str(tmp_path / "keys.toml")},
+            "about": {"licence": "Apache-2.0"},
             "prior_replicas": {"cpus": 0.1, "slots": 2},
             "decoder_replicas": {"cpus": 0.1, "slots": 2},
             "ingress_cpus": 0.1,
