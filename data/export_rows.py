@@ -7,7 +7,7 @@ Reads: catalogue.parquet; of rows/index and rows/duplicates the columns in BESID
 Kind: pure, but for reading files.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from sote.cluster import remote
 from sote.cluster.errors import SourceError
 from sote.cluster.storage import RunFolder
 
@@ -38,8 +39,10 @@ def count(run: Path, *, chosen: str | None) -> int:
     Raises SourceError: no catalogue, nothing picked, or no picked row is of the set `chosen`.
     """
     path = RunFolder(run).catalogue
-    if not path.is_file():
-        raise SourceError(f"{run}: has no catalogue.parquet; run `sote curate` to the end")
+    try:
+        remote.fetch(path).stat()
+    except OSError:
+        raise SourceError(f"{remote.named(run)}: has no catalogue.parquet; run `sote curate` to the end") from None
     found, names, file = 0, set[str](), pq.ParquetFile(path)
     if "sets" not in file.schema_arrow.names:
         raise SourceError(f"{path}: has no column 'sets'; curate again")
@@ -73,15 +76,16 @@ def _wanted(table: pa.Table, chosen: str | None) -> pa.Table:
 
 def _tables(folder: RunFolder) -> Iterator[pa.Table]:
     """The catalogue in pieces, each with the columns of BESIDE; null where the run folder has no rows any more."""
-    file = pq.ParquetFile(folder.catalogue)
+    file = pq.ParquetFile(remote.fetch(folder.catalogue))
     names = [name for name in file.schema_arrow.names if name not in LEFT]
     pieces = (pa.Table.from_batches([batch]) for batch in file.iter_batches(BATCH_ROWS, columns=names))
-    if not (folder.root / "rows" / "index").is_dir():
+    shards = [int(path.stem) for path in remote.paths(folder.root / "rows" / "index", "*.parquet")]
+    if not shards:
         for piece in pieces:
             yield _with(piece, {name: pa.nulls(piece.num_rows) for name in ADDED})
         return
     waiting = next(pieces)
-    for beside in _beside(folder):
+    for beside in _beside(folder, shards):
         while waiting.num_rows < beside.num_rows and (more := next(pieces, None)) is not None:
             waiting = pa.concat_tables([waiting, more])
         table, waiting = waiting.slice(0, beside.num_rows), waiting.slice(beside.num_rows)
@@ -90,10 +94,11 @@ def _tables(folder: RunFolder) -> Iterator[pa.Table]:
         yield _with(table, {name: beside[name] for name in ADDED})
 
 
-def _beside(folder: RunFolder) -> Iterator[pa.Table]:
+def _beside(folder: RunFolder, shards: Sequence[int]) -> Iterator[pa.Table]:
     """The columns of BESIDE, shard by shard."""
-    for shard in sorted(int(path.stem) for path in (folder.root / "rows" / "index").glob("*.parquet")):
-        found = [pq.read_table(folder.rows(stage, shard), columns=list(names)) for stage, names in BESIDE.items()]
+    for shard in shards:
+        files = [(remote.fetch(folder.rows(stage, shard)), list(names)) for stage, names in BESIDE.items()]
+        found = [pq.read_table(file, columns=names) for file, names in files]
         yield pa.table({name: table[name] for table in found for name in table.column_names})
 
 

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sote.cluster import logs, storage
+from sote.cluster import logs, remote, storage, store
 from sote.cluster.errors import RunFailed, RunFolderError, UserError
 from sote.cluster.storage import RunFolder
 from sote.data import export_folders, export_rows, export_shards, files
@@ -72,6 +72,7 @@ def export(run: Path, out: Path, form: str, *, chosen: str | None = None) -> lis
     _refuse_beside_originals(plan)
     _begin(plan)
     if (record := _record(plan)) is not None and record["done"]:
+        remote.fetch_tree(plan.out)
         return _made(plan)
     with logs.progress(f"export {form}", plan.rows) as advance:
         for number, rows in enumerate(_parts(plan)):
@@ -145,8 +146,8 @@ def _begin(plan: Plan) -> None:
         raise RunFolderError(f"{plan.out}: is a file; name a folder")
     there = _record(plan)
     if there is None:
-        if found := sorted(path.name for path in plan.out.glob("*") if path.name != OWN):
-            raise RunFolderError(f"{plan.out}: holds {found[0]!r} and is no export; name a new folder")
+        if found := [name for name in remote.names(plan.out) if name != OWN]:
+            raise RunFolderError(f"{remote.named(plan.out)}: holds {found[0]!r} and is no export; name a new folder")
         storage.write_text(plan.record, json.dumps(_identity(plan) | {"done": False}, indent=2) + "\n")
         return
     for name, value in _identity(plan).items():
@@ -161,13 +162,16 @@ def _begin(plan: Plan) -> None:
 
 def _identity(plan: Plan) -> dict[str, str | int | None]:
     """What two exports must share for one to continue the other."""
-    with RunFolder(plan.run).catalogue.open("rb") as file:
+    with remote.fetch(RunFolder(plan.run).catalogue).open("rb") as file:
         catalogue = hashlib.file_digest(file, "sha256").hexdigest()
     return {"format": plan.form, "set": plan.chosen, "catalogue": catalogue, "part_rows": PART_ROWS}
 
 
 def _record(plan: Plan) -> dict[str, Any] | None:
-    return dict(json.loads(plan.record.read_text(encoding="utf-8"))) if plan.record.exists() else None
+    try:
+        return dict(json.loads(remote.fetch(plan.record).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
 
 
 def _end(plan: Plan) -> list[Path]:
@@ -188,12 +192,12 @@ def _end(plan: Plan) -> list[Path]:
     if reasons:
         left_out = (json.dumps(each) for number in numbers for each in _written(plan, number)["left_out"])
         export_folders.write_about_many(plan.out, f"{OWN}/{LEFT_OUT}", left_out)
+    store.each(remote.push, remote.mirrored(plan.out))
     storage.write_text(plan.record, json.dumps(_identity(plan) | {"done": not reasons}, indent=2) + "\n")
     if reasons:
         log.warning("left out pictures=%d of=%d reasons=%s", reasons.total(), plan.rows, dict(reasons))
     else:
-        for path in (plan.out / OWN / LEFT_OUT, *map(plan.part, numbers)):
-            path.unlink(missing_ok=True)
+        remote.remove(plan.out / OWN / LEFT_OUT, *map(plan.part, numbers))
     return _made(plan)
 
 

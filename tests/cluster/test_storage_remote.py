@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import fsspec
@@ -18,7 +19,7 @@ from tests.stores import Store, bucket, server  # noqa: F401
 SECRET = "dummy-secret-4711"
 
 
-def open_run(run: str) -> "storage.contextlib.AbstractContextManager[storage.RunFolder]":
+def open_run(run: str) -> AbstractContextManager[storage.RunFolder]:
     return storage.open_run(Recipe(run=run), verb="curate", command="sote curate r.toml")
 
 
@@ -80,7 +81,7 @@ def test_a_write_that_cannot_be_put_is_not_here_either(s3: Store, monkeypatch: p
     path = remote.place(f"{s3.uri}/run/a")
     storage.write_bytes(path, b"one")
     with pytest.raises(SystemExit), monkeypatch.context() as within:
-        within.setattr(remote.store, "put", _refuse)
+        within.setattr(store, "put", _refuse)
         storage.write_bytes(path, b"two")
     assert path.read_bytes() == b"one"
     assert [each.name for each in path.parent.iterdir()] == ["a"]
