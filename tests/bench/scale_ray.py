@@ -107,7 +107,7 @@ def made_work(folder: Path, *, count: int, rows: int) -> Work:
 
 @contextlib.contextmanager
 def faked(work: Work, *, seconds: float = 0.0, slower: float = 1.0, payload_bytes: int = 0, ahead: int = 1) -> Any:
-    """Have pass_pixels make its datasets of fakes. `ahead`: slices in flight of each device; 1 is the real pool."""
+    """Have pass_pixels make its datasets of fakes. `ahead`: slices in flight of each device."""
     first = Path(tempfile.mkdtemp()) / "first"
     real = pass_pixels._dataset
 
@@ -115,10 +115,7 @@ def faked(work: Work, *, seconds: float = 0.0, slower: float = 1.0, payload_byte
         cut = FakeCut(work.folder, payload_bytes)
         slices = shards.each(pending).map_batches(cut, batch_size=1, batch_format="numpy", num_cpus=1.0)
         given = (seconds, slower, first)
-        if ahead == 1:
-            return shards.pooled(slices, FakeLook, given, cpus=0.9)
-        pool = ray.data.ActorPoolStrategy(size=int(ray.cluster_resources()["GPU"]), max_tasks_in_flight_per_actor=ahead)
-        return slices.map_batches(FakeLook, fn_constructor_args=given, batch_size=1, compute=pool, num_gpus=1)
+        return shards.pooled(slices, FakeLook, given, cpus=0.9, in_flight=ahead)
 
     pass_pixels._dataset = dataset
     try:
