@@ -8,25 +8,24 @@ import logging
 import os
 import queue
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TextIO
 
-import httpx
 import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from sote.cluster import errors, logs, session, storage
+from sote.cluster import arrival, capacity, errors, logs, session, storage
 from sote.cluster import recipe as recipes
 from sote.cluster.errors import RunFailed, SoteError, UserError
 from sote.cluster.storage import RunFolder
 from sote.serve import plan, retrying
 from sote.serve.deployments import build
+from sote.serve.front import Front, port_problem
 from sote.serve.recipe import ServeRecipe
 
 APPLICATION: Final = "sote"
@@ -34,6 +33,10 @@ READY_SECONDS: Final = 60.0  # from deployed replicas to an answer over HTTP
 MARGIN_SECONDS: Final = 10.0  # for the ingress to say that it is drained
 FIXED: Final = ("run", "host", "port")  # of a recipe: what a running server cannot change
 
+NOT_ASKED_AGAIN: Final = (
+    "this cluster's HTTP proxy runs without the part that asks again: what is under way when the server's front dies "
+    "is answered 500, and clients must ask again themselves"
+)
 FAILED: Final = ("DEPLOY_FAILED", "UNHEALTHY")
 
 log = logging.getLogger(__name__)
@@ -46,10 +49,11 @@ def start(recipe: ServeRecipe) -> str:
     the models cannot be brought up.
     """
     plan.weights(recipe)
-    check_port(recipe.host, recipe.port)
+    front = Front.find()
     if serve.status().proxies:
         raise UserError("this Ray cluster already runs a Serve application; stop it (`serve shutdown`) or use another")
-    url = f"http://{recipe.host}:{recipe.port}"
+    front.check_port(recipe)
+    url = front.url(recipe)
     try:
         with _quiet():
             serve.start(
@@ -58,7 +62,7 @@ def start(recipe: ServeRecipe) -> str:
                 logging_config={"enable_access_log": False, "log_level": "WARNING"},
             )
         _deploy(recipe)
-        _await_ready(url)
+        _await_ready(front, recipe, url)
     except BaseException:
         stop()
         raise
@@ -105,7 +109,8 @@ def run(
     where it cannot be had or served, one line says why and the recipe before goes on.
     """
     plan.check(recipe, address=address)
-    check_port(recipe.host, recipe.port)
+    if address is None:
+        check_port(recipe.host, recipe.port)
     begin = time.monotonic()
     with (
         _silent() as terminal,
@@ -114,6 +119,8 @@ def run(
         _interruptible(),
         contextlib.suppress(KeyboardInterrupt),
     ):
+        if address is not None:
+            _check_cluster(recipe)
         url = start(recipe)
         try:
             logs.Metrics(folder.metrics).write(kind="serve", url=url, start_seconds=time.monotonic() - begin)
@@ -168,15 +175,15 @@ def _close(seconds: float) -> None:
 
 def check_port(host: str, port: int) -> None:
     """Raises UserError if nothing can listen on `port` of `host`."""
-    try:
-        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just left is free, as for the proxy
-            probe.bind(where)
-    except OSError as error:
-        raise UserError(
-            f"port: {port} on {host} cannot be used ({error.strerror}); set `port` (or `host`) to a free one"
-        ) from None
+    if problem := port_problem(host, port):
+        raise UserError(problem)
+
+
+def _check_cluster(recipe: ServeRecipe) -> None:
+    """Raises UserError where the nodes lack the code, or will never have room for the replicas that start."""
+    arrival.check("serve")
+    asked = plan.bundles(recipe)
+    capacity.require(list(asked.values()), what="replicas: the server", mend="set fewer replicas or smaller shares")
 
 
 def _deploy(recipe: ServeRecipe, *, room: frozenset[str] = frozenset()) -> None:
@@ -226,12 +233,17 @@ def _reason() -> str:
     return ""
 
 
-def _await_ready(url: str) -> None:
+def _await_ready(front: Front, recipe: ServeRecipe, url: str) -> None:
+    """Wait for an answer over HTTP, and say what does not hold here."""
     deadline = time.monotonic() + READY_SECONDS
     while True:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/readyz", timeout=READY_SECONDS, trust_env=False).status_code == httpx.codes.OK:
-                return
+        answer = front.look(recipe)
+        if answer is not None and answer.is_ready:
+            if warning := front.warning(recipe):
+                log.warning("%s", warning)
+            if not answer.asks_again:
+                log.warning("%s", NOT_ASKED_AGAIN)
+            return
         if time.monotonic() > deadline:
             raise RunFailed(f"the server does not answer at {url} though its replicas are up")
         time.sleep(0.1)

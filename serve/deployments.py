@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from ray import serve
 
+from sote.cluster import devices
+from sote.cluster.capacity import Bundle
 from sote.serve import plan
 from sote.serve.ingress import Ingress
 from sote.serve.recipe import BEGUN_PER_SLOT, LimitsPart, ModelPart, ReplicasPart, SafetyPart, ServeRecipe
@@ -104,9 +106,12 @@ def build(recipe: ServeRecipe, *, room: frozenset[str] = frozenset()) -> Any:
         _internal=True,
     )
     made_of = [model.model_dump(mode="json"), weights]
-    limits, safety = recipe.limits, recipe.safety
-    priors = _model(Prior, recipe, prior, room=room, made_of=[*made_of, limits.max_prompt_tokens])
-    decoders = _model(Decoder, recipe, decoder, room=room, made_of=[*made_of, safety.model_dump(mode="json")])
+    limits, safety, bundles = recipe.limits, recipe.safety, plan.bundles(recipe)
+    prior_on, decoder_on = (_selector(bundles[name]) for name in ("prior", "decoder"))
+    priors = _model(Prior, recipe, prior, room=room, on=prior_on, made_of=[*made_of, limits.max_prompt_tokens])
+    decoders = _model(
+        Decoder, recipe, decoder, room=room, on=decoder_on, made_of=[*made_of, safety.model_dump(mode="json")]
+    )
     return ingress.bind(
         recipe,
         priors.bind(model, limits, slots=prior.slots, on_gpu=prior.gpus > 0),
@@ -114,15 +119,30 @@ def build(recipe: ServeRecipe, *, room: frozenset[str] = frozenset()) -> Any:
     )
 
 
-def _model(kind: type, recipe: ServeRecipe, part: ReplicasPart, *, room: frozenset[str], made_of: list[Any]) -> Any:
-    """The deployment of a model, scaled between the recipe's bounds. While `made_of` is the same, its replicas stay."""
+def _selector(bundle: Bundle) -> dict[str, str]:
+    """The nodes of a mixed cluster that a model's replicas go to: those of CUDA and ROCm, and such that do not say what
+    they are, with a device that is large enough."""
+    return {devices.LABEL: "!in(xpu,cpu)"} | bundle.selector if bundle.gpus else {}
+
+
+def _model(
+    kind: type,
+    recipe: ServeRecipe,
+    part: ReplicasPart,
+    *,
+    room: frozenset[str],
+    on: dict[str, str],
+    made_of: list[Any],
+) -> Any:
+    """The deployment of a model on nodes with the labels `on`, scaled between the recipe's bounds. While `made_of` is
+    the same, its replicas stay."""
     return serve.deployment(name=kind.__name__)(kind).options(
         version=_digest([*made_of, part.slots]),
         max_ongoing_requests=BEGUN_PER_SLOT * part.slots + AT_HAND,
         # The decoder's line is held at the ingress (replicas.py): here nobody is sent away after the prior's work
         max_queued_requests=part.max_queued_requests if kind is Prior else UNLIMITED,
         max_constructor_retry_count=STARTS,
-        ray_actor_options={"num_cpus": part.cpus, "num_gpus": part.gpus},
+        ray_actor_options={"num_cpus": part.cpus, "num_gpus": part.gpus} | ({"label_selector": on} if on else {}),
         autoscaling_config={
             "min_replicas": part.min_replicas,
             "initial_replicas": part.min_replicas,

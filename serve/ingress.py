@@ -15,7 +15,7 @@ from ray import serve
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sote.cluster import remote, storage
+from sote.cluster import remote
 from sote.cluster.errors import RunFolderError
 from sote.serve import api
 from sote.serve.about import About
@@ -33,6 +33,7 @@ from sote.serve.service import Service
 LOOK_SECONDS: Final = 0.05
 CUT_SECONDS: Final = 2.0  # for requests that are cut off to clean up behind them
 READY: Final = "/readyz"
+WRITTEN: Final = ("recipe.serve.toml", "recipe.toml", "run.json")  # into the run folder, before a server starts
 RETRY_AFTER: Final = "5"
 ENDING: Final = "the server is ending; come again when it is back"
 
@@ -60,7 +61,8 @@ def context_of(recipe: ServeRecipe, service: Service, figures: Figures | None = 
 def check_run(recipe: ServeRecipe) -> None:
     """Raises RunFolderError where this node does not see the run folder that the command has made: jobs would be kept
     where no other server finds them."""
-    if not remote.exists(storage.run_folder(recipe.run).record):
+    root = remote.place(recipe.run)
+    if not any(remote.exists(root / name) for name in WRITTEN):
         raise RunFolderError(
             f"{recipe.run}: run: is not seen from the node of the server's front; name a folder on a file system that "
             "all nodes share, or a URI (s3://bucket/folder)"

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from sote.cluster import devices
+from sote.cluster.capacity import Bundle
 from sote.cluster.devices import Device
 from sote.cluster.errors import CheckpointError, UserError
 from sote.serve import about, keys, memory, safety
@@ -86,6 +87,21 @@ def check(recipe: ServeRecipe, *, address: str | None = None) -> dict[str, Path]
 def weights(recipe: ServeRecipe) -> dict[str, Path]:
     """Where the weights of each field lie. Raises WeightsError or CheckpointError as `check` does."""
     return _paths(_models(recipe))
+
+
+def bundles(recipe: ServeRecipe) -> dict[str, Bundle]:
+    """What the replicas that start ask of a cluster, by deployment. Raises what `weights` raises."""
+    needs = _needs(recipe, _models(recipe))
+    found = {
+        name: Bundle(
+            cpus=part.cpus,
+            gpus=part.gpus,
+            device_bytes=int(needs[name].total) if part.gpus else 0,
+            count=part.min_replicas,
+        )
+        for name, part in _parts(recipe).items()
+    }
+    return found | {"ingress": Bundle(cpus=recipe.ingress_cpus)}
 
 
 def plan(recipe: ServeRecipe, *, address: str | None = None) -> Plan:
