@@ -24,7 +24,7 @@ from ray.train.torch import TorchTrainer
 # the classes that ray.train gives as FailureConfig, ...: from here a type checker sees the same ones
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
-from sote.cluster import capacity, devices, errors, logs, remote, session, storage, weights
+from sote.cluster import arrival, capacity, devices, errors, logs, remote, session, storage, weights
 from sote.cluster import recipe as recipes
 from sote.cluster.capacity import Bundle
 from sote.cluster.errors import Denied, RecipeError, RunFailed, RunFolderError, SoteError, Unreachable
@@ -174,6 +174,7 @@ def _spare_cores(recipe: TrainRecipe, address: str | None) -> float:
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fewest = work.min_count if work.min_count is not None else work.count
     if address is not None:
+        arrival.check("train")
         asked = Bundle(cpus=work.cpus_per_worker, gpus=float(work.use_gpu), device_bytes=_bytes(recipe), count=fewest)
         capacity.require([asked], what="workers: training", mend="set workers.count lower, or start such nodes")
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
