@@ -25,7 +25,7 @@ import ray
 
 from sote.cluster import logs, remote, weights
 from sote.cluster.storage import RunFolder
-from sote.data import needs, shards, watchdog
+from sote.data import brought, needs, shards, watchdog
 from sote.data.decoder import Decoder
 from sote.data.inputs import InputShapes
 from sote.data.recipe import CurateRecipe, DecodePart, ScorePart, TagPart
@@ -146,7 +146,7 @@ class Cut:
         decoder = _decoder(self.rule, self.shapes, self.slice_rows)
         for start in range(0, len(rows), self.slice_rows):
             piece = rows[start : start + self.slice_rows]
-            decoded, arrays = decoder.slice(piece)
+            decoded, arrays = brought.decoded(decoder, piece, rule=self.rule)
             sound = np.zeros(self.slice_rows, np.bool_)  # what fills up is zeros, and False here
             sound[: len(piece)] = [row["sound"] for row in decoded]
             columns = [row | found for row, found in zip(piece, decoded, strict=True)]
