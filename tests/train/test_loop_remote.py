@@ -3,18 +3,23 @@
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sote.cluster import logs, parts, remote
+from sote.cluster import logs, parts, remote, storage
+from sote.cluster.errors import UserError
 from sote.cluster.storage import RunFolder
-from sote.train import checkpoint, plan, worker, writer
+from sote.serve import weightfiles
+from sote.serve.recipe import ModelPart
+from sote.train import checkpoint, export, modelfile, plan, worker, writer
 from sote.train.checkpoint import Origin
 from sote.train.engine import Plain
 from sote.train.loop import Wish, no_wish
 from sote.train.recipe import TrainRecipe
+from sote.train.signs import Sign
 from tests.stores import Store, bucket, server  # noqa: F401
 
 Make = Callable[..., TrainRecipe]
@@ -109,3 +114,37 @@ def test_of_checkpoints_at_a_uri_the_damaged_are_passed_over_and_the_unfinished_
     assert checkpoint.bring(found, is_checked=True).state.step == 2
     writer.sweep(run / "checkpoints")
     assert not [name for name in s3.files() if "step-4" in name]
+
+
+def test_weights_of_a_run_at_a_uri_are_brought_without_the_optimizer_and_exported_to_another(
+    recipe: Make, s3: Store
+) -> None:
+    made = recipe(**TABLES, length={"max_steps": 1}).model_copy(update={"run": f"{s3.uri}/runs/t"})
+    with storage.open_run(made, verb="train", command="sote train") as folder:
+        train(made, folder.root)
+    forget()
+    found = modelfile.prior(made.run, field="model.prior")
+    assert found.unet.path.parent == folder.checkpoints / "step-1"
+    assert not (folder.checkpoints / "step-1/optimizer.safetensors").exists()
+    served = ModelPart(prior=made.run, decoder=str(made.export.decoder))
+    assert weightfiles.named(served)[0].name == "t"
+    out = remote.place(f"{s3.uri}/published")
+    written = export.export(folder.root, out, "unet")
+    again = {name: data for name, data in s3.files().items() if name.startswith("published/")}
+    assert {f"published/{path.name}" for path in written} | {"published/export.json"} <= set(again)
+    export.export(folder.root, out, "unet")
+    assert {name: data for name, data in s3.files().items() if name.startswith("published/")} == again
+    with pytest.raises(UserError, match=f"{s3.uri}/runs/t: holds something"):
+        export.export(folder.root, folder.root, "unet")
+
+
+def test_a_file_at_a_uri_is_seen_by_a_thread_some_time_later(s3: Store) -> None:
+    path = remote.place(f"{s3.uri}/runs/t/.ray/stop")
+    with Sign(path, seconds=0.05) as sign:
+        assert not sign.is_there()
+        remote.put(path, b"stop")
+        assert sign.is_there_now()
+        deadline = time.monotonic() + 20
+        while not sign.is_there():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
