@@ -7,7 +7,7 @@ Kind: pure, but for the network.
 """
 
 import socket
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from sote.cluster.errors import UserError
@@ -46,6 +46,24 @@ def listens(host: str, port: int) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
+
+
+def is_of_this_machine(host: str) -> bool:
+    """Whether a name or an address is one of this machine's own, loopback or not."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    return any(_can_bind(family, place) for family, _, _, _, place in found)
+
+
+def _can_bind(family: int, place: tuple[Any, ...]) -> bool:
+    with socket.socket(family, socket.SOCK_DGRAM) as asked:
+        try:
+            asked.bind(place)
+        except OSError:
+            return False
+    return True
 
 
 def api(address: str | None) -> str:

@@ -8,6 +8,7 @@ Kind: wiring.
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any, Final
@@ -23,6 +24,8 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from sote.cluster import addresses, tokens
 from sote.cluster.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SECONDS_TO_ANSWER: Final = 10.0
 core: Any = ray._raylet  # no types
@@ -40,7 +43,7 @@ def check(address: str) -> str:
     where = f"--address {address}" if address != addresses.AUTO else f"--address auto ({host}:{port})"
     if why := addresses.listens(host, port):
         raise UserError(f"{where}: no Ray cluster answers there ({why.lower()}); start one, or name another address")
-    _authenticate(host)
+    _authenticate(where, host, f"{host}:{port}")
     _same_version(where, _metadata(where, f"{host}:{port}"))
     return f"{host}:{port}"
 
@@ -86,11 +89,30 @@ def _found() -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _authenticate(host: str) -> None:
-    """Switch Ray's token authentication on where there is a token. Raises UserError where there must be one."""
-    if tokens.use(host) is not None:
-        core.Config.initialize("")  # reads the environment anew
-        core.AuthenticationTokenLoader.instance().reset_cache()
+def _authenticate(where: str, host: str, place: str) -> None:
+    """Switch Ray's token authentication on or off for this process, as the cluster has it: a driver with a token is
+    lost to a cluster without, some seconds later. Raises UserError where no token is here and one is asked for, and
+    where a cluster of other machines takes anybody."""
+    _switch("disabled")
+    try:
+        _metadata(where, place)
+    except UserError:  # perhaps for want of a token
+        if tokens.find() is not None:
+            _switch("token")
+        return
+    if not addresses.is_of_this_machine(host):
+        raise UserError(
+            f"{where}: that cluster takes anybody: start its nodes with RAY_AUTH_MODE=token and one token "
+            f"({tokens.MAKE}), see SECURITY.md"
+        )
+    if not tokens.is_loopback(host):
+        log.warning("the cluster at %s takes anybody who reaches it: start it with RAY_AUTH_MODE=token", place)
+
+
+def _switch(mode: str) -> None:
+    os.environ[tokens.MODE] = mode
+    core.Config.initialize("")  # reads the environment anew
+    core.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _metadata(where: str, place: str) -> dict[str, str]:

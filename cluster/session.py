@@ -18,7 +18,7 @@ from typing import Any
 import ray
 import ray.data
 
-from sote.cluster import arrival, capacity, devices, reaching, submission
+from sote.cluster import arrival, capacity, devices, reaching, submission, tokens
 from sote.cluster.capacity import Bundle
 from sote.cluster.errors import UserError
 
@@ -57,7 +57,7 @@ def connect(address: str | None = None, *, environment: Mapping[str, str] | None
         yield
         return
     os.environ.update(QUIET if address else QUIET | LOCAL)
-    with _native_stderr_aside():
+    with _native_stderr_aside(), tokens.mode_kept():
         try:
             _init(address, dict(environment or {}))
             _hush()
@@ -166,9 +166,12 @@ def _settle_data() -> None:
 
     A pool of models grows when all of them work and there is a device for one more, as when a node joined; it would
     never, for an actor here has one piece at a time and Ray Data expects 1.75. It is not made smaller while there is
-    work: loading a model takes longer than waiting for the next piece."""
+    work: loading a model takes longer than waiting for the next piece.
+
+    What a worker raises is raised here as it was: Ray Data's own error holds its text alone."""
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = 1  # byte
+    context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = ACTOR_STARTS
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0

@@ -6,8 +6,10 @@ without tokens answer. A token is no encryption: beyond a network that is truste
 Kind: pure, but for the environment and the token's file.
 """
 
+import contextlib
 import ipaddress
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -53,6 +55,18 @@ def use(host: str) -> str | None:
     if not is_loopback(host) or MODE not in os.environ:
         os.environ[MODE] = "token"
     return token
+
+
+@contextlib.contextmanager
+def mode_kept() -> Iterator[None]:
+    """What the block switches on or off in Ray's authentication is as it was behind it."""
+    before = os.environ.get(MODE)
+    try:
+        yield
+    finally:
+        os.environ.pop(MODE, None)
+        if before is not None:
+            os.environ[MODE] = before
 
 
 def headers(url: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 import ray
+import ray.exceptions
 
 from sote.cluster import remote, session, storage
 from sote.cluster.errors import SoteError
@@ -29,6 +30,8 @@ from sote.data.columns import read_columns
 from sote.data.recipe import CurateRecipe
 
 pc: Any = pyarrow.compute  # its stubs lack overloads that are used here
+
+APPENDED = "\nFailed to apply UDF"  # how what begins that Ray Data puts behind an error's message
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -220,11 +223,13 @@ class Late(Generic[T]):
 
 
 def _ours(error: BaseException | None) -> SoteError | None:
-    """The SoteError that a Ray error was caused by, if it was."""
+    """The SoteError that a Ray error was caused by, if it was. Ray's own is of the cause's class, too, and says more."""
     while error is not None:
-        if isinstance(error, SoteError):
+        cause = getattr(error, "cause", None) or error.__cause__
+        if isinstance(error, SoteError) and not isinstance(error, ray.exceptions.RayError):
+            error.args = (str(error).partition(APPENDED)[0], *error.args[1:])
             return error
-        error = getattr(error, "cause", None) or error.__cause__
+        error = cause
     return None
 
 
