@@ -5,13 +5,16 @@ BIN := .venv/bin
 LOCK := requirements.lock
 READY := .venv/.ready
 
-.PHONY: demo test check setup lock clean
+.PHONY: demo test faults check setup lock clean
 
 demo: $(READY)  ## the whole river, small and offline
 	@$(BIN)/sote demo --out runs/demo
 
 test: $(READY)  ## the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+faults: $(READY)  ## what a cluster's faults cost: nodes, drivers and heads that are lost, minutes each
+	@$(BIN)/python -m pytest -m faults tests/test_faults.py
 
 check: $(READY)  ## format, lint, types, layers
 	@$(BIN)/ruff format --check .

@@ -18,7 +18,7 @@ from sote.cluster import cli_deploy, cli_jobs, submission
 from sote.cluster.errors import SoteError, UserError
 
 if TYPE_CHECKING:
-    from sote.cluster.profile import ClusterProfile
+    from sote.cluster.cluster_profile import ClusterProfile
     from sote.cluster.recipe import Recipe
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -106,7 +106,7 @@ def check(
     from rich.console import Console
 
     from sote.cluster import recipe as recipes
-    from sote.cluster.profile import ClusterProfile
+    from sote.cluster.cluster_profile import ClusterProfile
 
     loaded = _load_any(recipe)
     profile = None if cluster is None else recipes.load(cluster, ClusterProfile)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from sote.cluster.profile import ClusterProfile
+    from sote.cluster.cluster_profile import ClusterProfile
     from sote.cluster.recipe import Recipe
     from sote.cluster.render import Verb
 
@@ -33,7 +33,7 @@ def render(
     """Write Kubernetes' manifests and Ray's launcher files for a profile, and say what to do with them."""
     from sote.cluster import recipe as recipes
     from sote.cluster import render as renders
-    from sote.cluster.profile import ClusterProfile
+    from sote.cluster.cluster_profile import ClusterProfile
 
     loaded = recipes.load(profile, ClusterProfile)
     texts = renders.files(loaded, _given(loaded, profile), name=profile.name)

@@ -16,9 +16,9 @@ from sote.cluster import kube as k
 from sote.cluster import kube_doors as doors
 from sote.cluster import kube_pods as pods
 from sote.cluster import kube_ray as ray
+from sote.cluster.cluster_profile import ClusterProfile, Group, Kubernetes
 from sote.cluster.kube import Thing
 from sote.cluster.kube_pods import Part, Place
-from sote.cluster.profile import ClusterProfile, Group, Kubernetes
 
 IDLE_SECONDS: Final = 300  # before the autoscaler gives a node back
 JOB_TRIES: Final = 3  # more clusters for a job whose own failed; it continues its run folder

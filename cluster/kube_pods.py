@@ -12,9 +12,9 @@ from typing import Final, Literal
 import sote
 from sote.cluster import devices
 from sote.cluster import kube as k
+from sote.cluster.cluster_profile import ClusterProfile, Group, Head, Kubernetes, Variant
 from sote.cluster.devices import GB, Device
 from sote.cluster.kube_doors import labelled
-from sote.cluster.profile import ClusterProfile, Group, Head, Kubernetes, Variant
 
 Part = Literal["cluster", "curate", "train", "serve"]
 USER: Final = 10_001  # of the image, cluster/deploy/Containerfile

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from sote.cluster import devices, kube
 from sote.cluster import kube_pods as pods
+from sote.cluster.cluster_profile import Cloud, ClusterProfile, Group, Machines
 from sote.cluster.kube_ray import ServeNode
-from sote.cluster.profile import Cloud, ClusterProfile, Group, Machines
 
 PORT: Final = 6379
 IDLE_MINUTES: Final = 5

@@ -17,9 +17,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sote.cluster.cluster_profile import ClusterProfile, Group, Price, Use
 from sote.cluster.errors import UserError
 from sote.cluster.page import duration, number
-from sote.cluster.profile import ClusterProfile, Group, Price, Use
 
 SECONDS_AN_HOUR: Final = 3600
 HEAD: Final = "head"

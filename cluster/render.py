@@ -20,11 +20,11 @@ import yaml
 import sote
 from sote.cluster import kube, kube_parts, launcher, storage
 from sote.cluster import recipe as recipes
+from sote.cluster.cluster_profile import ClusterProfile, Kubernetes, Use
 from sote.cluster.errors import RecipeError, RunFolderError
 from sote.cluster.kube import Node
 from sote.cluster.kube_doors import Kustomization
 from sote.cluster.kube_pods import KEYS, Place
-from sote.cluster.profile import ClusterProfile, Kubernetes, Use
 from sote.cluster.recipe import Recipe
 
 Verb = Literal["curate", "train", "serve"]

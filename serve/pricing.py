@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from sote.cluster import prices
+from sote.cluster.cluster_profile import ClusterProfile, Group
 from sote.cluster.errors import UserError
 from sote.cluster.prices import Estimate, Pass
-from sote.cluster.profile import ClusterProfile, Group
 from sote.data import costs
 from sote.data import plan as data_plan
 from sote.data.costs import Machine

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.stores import bucket, server  # noqa: F401  fixtures
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # Ray's own ten seconds would be waited for
 
 
 # Files that take a minute or more: they start Ray, DeepSpeed or a server of their own
-SLOW = {"test_app", "test_launch", "test_engine_deepspeed", "test_pipeline_faults", "test_pipeline"}
+SLOW = {
+    *("test_app", "test_declared", "test_engine_deepspeed", "test_faults", "test_jobs", "test_launch"),
+    *("test_nodes", "test_pipeline"),
+}
 SLOWEST_SECONDS = 900  # of a test with the fixtures that are made for it, on a machine that does other things too
 REST = 2  # the turn of what is quick
 

@@ -1,6 +1,6 @@
 """An S3 server in a process of its own (moto), on loopback, for all tests that need one.
 
-    from tests.stores import Store, bucket, server  # noqa: F401
+Its fixtures are those of all tests (tests/conftest.py).
 
 `s3` gives a test an empty bucket, this process the credentials for it, and a mirror of its own. `fail_every(20)` lets
 the server refuse each twentieth write with 503 SlowDown, as S3 does under load, until `fail_every(0)`.

@@ -9,7 +9,7 @@ import yaml
 
 from sote.cluster import cli, render
 from sote.cluster import recipe as recipes
-from sote.cluster.profile import ClusterProfile
+from sote.cluster.cluster_profile import ClusterProfile
 
 TOP = Path(__file__).resolve().parents[2]
 PROFILES = TOP / "cluster" / "deploy" / "profiles"

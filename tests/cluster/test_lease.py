@@ -9,7 +9,7 @@ import pytest
 
 from sote.cluster import lease, remote, store
 from sote.cluster.errors import RunFailed, RunFolderError
-from tests.stores import Store, bucket, server  # noqa: F401
+from tests.stores import Store
 
 IN_USE = r"/run: run: another `sote curate` is writing to it; wait for that one or stop it$"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sote.cluster import logs, parts, remote
-from tests.stores import Store, bucket, server  # noqa: F401
+from tests.stores import Store
 
 OTHER = """
 import sys

@@ -4,9 +4,9 @@ import pytest
 from rich.console import Console
 
 from sote.cluster import prices
+from sote.cluster.cluster_profile import ClusterProfile, Group, Head, Price
 from sote.cluster.errors import UserError
 from sote.cluster.prices import Estimate, Pass
-from sote.cluster.profile import ClusterProfile, Group, Head, Price
 
 ARC = Group(
     name="arc",

@@ -8,7 +8,7 @@ import pytest
 from sote.cluster import remote, store
 from sote.cluster.errors import UserError
 from sote.cluster.storage import RunFolder
-from tests.stores import Store, bucket, server  # noqa: F401
+from tests.stores import Store
 
 
 def put(place: str, text: str) -> None:

@@ -13,8 +13,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from sote.cluster import kube_pods, kube_ray, render
 from sote.cluster import recipe as recipes
+from sote.cluster.cluster_profile import ClusterProfile
 from sote.cluster.errors import RecipeError
-from sote.cluster.profile import ClusterProfile
 from sote.serve import retrying
 from sote.serve.recipe import ServeRecipe
 from tests.cluster.rendering import PROFILES, SHIPPED, files, leaves, objects, of_kind, pods, profile

@@ -14,7 +14,7 @@ from sote.cluster import recipe as recipes
 from sote.cluster.errors import RecipeError, RunFolderError
 from sote.cluster.recipe import Recipe
 from tests.conftest import Command
-from tests.stores import Store, bucket, server  # noqa: F401
+from tests.stores import Store
 
 SECRET = "dummy-secret-4711"
 

@@ -12,7 +12,7 @@ import pytest
 
 from sote.cluster import store
 from sote.cluster.errors import Denied, Unreachable
-from tests.stores import Store, bucket, server  # noqa: F401
+from tests.stores import Store
 
 
 class Cutting:

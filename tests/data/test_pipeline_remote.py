@@ -19,7 +19,7 @@ from sote.data.shards import Work
 from sote.serve.report import write_report
 from tests.conftest import Command
 from tests.data import test_exports, test_pass_captions
-from tests.stores import Store, bucket, server  # noqa: F401
+from tests.stores import Store
 
 WORKER = """
 import pickle, sys

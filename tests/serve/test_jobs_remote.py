@@ -19,7 +19,7 @@ from sote.serve.jobs import Jobs
 from sote.serve.recipe import DefaultsPart, JobsPart, ModelPart, ServeRecipe
 from sote.serve.results_far import results_of
 from tests.serve.brush import Brush, asked, until, visitor
-from tests.stores import Store, bucket, server  # noqa: F401
+from tests.stores import Store
 
 ADA = visitor()
 BASE = "http://127.0.0.1:8000"

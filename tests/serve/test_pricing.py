@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from sote.cluster.cluster_profile import ClusterProfile, Group, Price
 from sote.cluster.errors import UserError
 from sote.cluster.prices import Estimate
-from sote.cluster.profile import ClusterProfile, Group, Price
 from sote.data import plan as data_plan
 from sote.data.costs import Machine
 from sote.data.recipe import CurateRecipe, LatentsPart, Source

@@ -20,7 +20,7 @@ from sote.train.engine import Plain
 from sote.train.loop import Wish, no_wish
 from sote.train.recipe import TrainRecipe
 from sote.train.signs import Sign
-from tests.stores import Store, bucket, server  # noqa: F401
+from tests.stores import Store
 
 Make = Callable[..., TrainRecipe]
 ORIGIN = Origin(recipe="cd" * 32, compression=32.0, encoder_sha256="ab" * 32)

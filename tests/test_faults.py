@@ -123,6 +123,7 @@ def test_a_node_that_joins_late_gets_work(cluster: Simulated, driver: Driver, tm
     assert "late" in {node for _, node, *_ in driver.answer()["gave"]}
 
 
+@pytest.mark.faults
 def test_a_driver_that_is_killed_leaves_what_is_committed_and_the_same_command_ends_the_same(
     cluster: Simulated, made: Path, undisturbed: Path
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_driver_that_is_killed_leaves_what_is_committed_and_the_same_command_e
     assert sum(line["stage"] == "tag" for line in facts) == len(committed(run, "tag"))
 
 
+@pytest.mark.faults
 def test_a_node_that_goes_with_notice_costs_a_training_no_more_than_the_steps_since_its_save(
     cluster: Simulated, driver: Driver, made: Path
 ) -> None:
@@ -177,6 +179,7 @@ def alone(made: Path, steps: int) -> dict[int, float]:
     return small.losses(folder.root)
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server")
 def test_a_head_that_is_restarted_from_its_redis_goes_on_with_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
