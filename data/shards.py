@@ -223,7 +223,7 @@ class Late(Generic[T]):
 
 
 def _ours(error: BaseException | None) -> SoteError | None:
-    """The SoteError that a Ray error was caused by, if it was. Ray's own is of the cause's class, too, and says more."""
+    """The SoteError that a Ray error was caused by, if it was. Ray's is of that class, too, and says more."""
     while error is not None:
         cause = getattr(error, "cause", None) or error.__cause__
         if isinstance(error, SoteError) and not isinstance(error, ray.exceptions.RayError):
