@@ -11,6 +11,8 @@ Kind: pure, but for files.
 
 import argparse
 import ipaddress
+import os
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -19,6 +21,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from sote.cluster.errors import UserError
 
 CERTIFICATE: Final = "tls.crt"
 KEY: Final = "tls.key"
@@ -29,7 +33,9 @@ CLOCKS_MINUTES: Final = 5  # by which the clocks of nodes may differ
 
 
 def make_authority(folder: Path) -> None:
-    """Make a new authority in `folder`; FileExistsError if one lies there."""
+    """Make a new authority in `folder`. Raises UserError if one lies there: what it signed would be worth nothing."""
+    if (folder / KEY).exists():
+        raise UserError(f"{folder / KEY}: is an authority already; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Sote cluster")])
@@ -39,11 +45,16 @@ def make_authority(folder: Path) -> None:
 
 
 def make(authority: Path, out: Path, names: list[str]) -> None:
-    """Make a key and a certificate for a node in `out`; FileExistsError if one lies there."""
+    """Make a key and a certificate for a node in `out`; what lies there is replaced.
+
+    Raises UserError for an authority that is not there, or not of the kind that `make_authority` makes.
+    """
+    if not (authority / KEY).is_file():
+        raise UserError(f"{authority}: holds no {KEY}; make an authority with --new")
     signer = x509.load_pem_x509_certificate((authority / CERTIFICATE).read_bytes())
     signing = serialization.load_pem_private_key((authority / KEY).read_bytes(), password=None)
     if not isinstance(signing, ec.EllipticCurvePrivateKey):
-        raise TypeError(f"{authority / KEY}: is no key of an elliptic curve; make the authority with --new")
+        raise UserError(f"{authority / KEY}: is no key of an elliptic curve; make the authority with --new")
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Sote node")])
     both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]  # each node is asked and asks
@@ -80,9 +91,9 @@ def _name(text: str) -> x509.GeneralName:
 
 def _write(folder: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
     pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    with (folder / KEY).open("xb") as file:
-        (folder / KEY).chmod(0o600)
-        file.write(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+    data = key.private_bytes(pem, pkcs8, serialization.NoEncryption())
+    with os.fdopen(os.open(folder / KEY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
     (folder / CERTIFICATE).write_bytes(certificate.public_bytes(pem))
 
 
@@ -94,9 +105,13 @@ def main() -> None:
     asked.add_argument("--new", action="store_true", help="make the authority where there is none")
     asked.add_argument("names", nargs="+", metavar="NAME")
     words = asked.parse_args()
-    if words.new and not (words.authority / KEY).exists():
-        make_authority(words.authority)
-    make(words.authority, words.out, words.names)
+    try:
+        if words.new and not (words.authority / KEY).exists():
+            make_authority(words.authority)
+        make(words.authority, words.out, words.names)
+    except UserError as error:
+        print(f"sote: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

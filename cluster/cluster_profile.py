@@ -99,6 +99,7 @@ class Kubernetes(Part):
     namespace: Name = "sote"
     image: str = Field(default="ghcr.io/sote/sote", pattern=r"^[\w.-]+(:\d+)?(/[\w.-]+)+$")  # without tag: `image_of`
     token_secret: Object = "sote-ray-token"  # noqa: S105  with the key `auth_token`
+    ray_ca_secret: Object | None = None  # of type kubernetes.io/tls: the authority of Ray's own TLS between its nodes
     storage_secret: Object | None = None  # its keys become environment variables (AWS_ACCESS_KEY_ID, HF_TOKEN, ...)
     storage_claim: Object | None = None  # a PersistentVolumeClaim (ReadWriteMany), mounted at `storage_path`
     storage_path: str = Field(default="/shared", pattern=r"^(/[\w.-]+)+$")

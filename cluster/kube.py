@@ -258,6 +258,7 @@ class PodSpec(Node):
     node_selector: Strings | None = None
     tolerations: tuple[Toleration, ...] | None = None
     topology_spread_constraints: tuple[Spread, ...] | None = None
+    init_containers: tuple[Container, ...] | None = None
     containers: tuple[Container, ...] = Field(min_length=1)
     volumes: tuple[Volume, ...] = ()
 

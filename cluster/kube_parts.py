@@ -16,6 +16,7 @@ from sote.cluster import kube as k
 from sote.cluster import kube_doors as doors
 from sote.cluster import kube_pods as pods
 from sote.cluster import kube_ray as ray
+from sote.cluster import kube_tls
 from sote.cluster.cluster_profile import ClusterProfile, Group, Kubernetes
 from sote.cluster.kube import Thing
 from sote.cluster.kube_pods import Part, Place
@@ -121,7 +122,8 @@ def _cluster(place: Place, groups: Sequence[Group], *, survives: bool, is_whole:
     scaler = ray.AutoscalerOptions(
         idle_timeout_seconds=IDLE_SECONDS,
         resources=k.Resources.exactly(pods.AUTOSCALER),
-        volume_mounts=pods.autoscaler_mounts(),
+        env=kube_tls.environment(kubernetes) or None,
+        volume_mounts=(*pods.autoscaler_mounts(), *kube_tls.mounts(kubernetes)),
     )
     return ray.ClusterSpec(
         ray_version=metadata.version("ray"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import sote
-from sote.cluster import devices
+from sote.cluster import devices, kube_tls
 from sote.cluster import kube as k
 from sote.cluster.cluster_profile import ClusterProfile, Group, Head, Kubernetes, Variant
 from sote.cluster.devices import GB, Device
@@ -80,6 +80,7 @@ def head(place: Place, head: Head) -> k.PodTemplate:
             termination_grace_period_seconds=GRACE_SECONDS,
             node_selector=head.node_selector or None,
             tolerations=_tolerations(*head.taints),
+            init_containers=kube_tls.makers(place.kubernetes, container.image),
             containers=(container,),
             volumes=(*volumes, *_scratch(head.disk_gb), _api()),
         ),
@@ -103,6 +104,7 @@ def worker(place: Place, group: Group) -> k.PodTemplate:
             node_selector=group.node_selector or None,
             tolerations=_tolerations(*([name] if name else []), *group.taints),
             topology_spread_constraints=_spread(own) if {"serve", "caption"} & set(group.use) else None,
+            init_containers=kube_tls.makers(place.kubernetes, container.image),
             containers=(container,),
             volumes=(*volumes, *_scratch(group.disk_gb)),
         ),
@@ -225,7 +227,7 @@ def _environment(place: Place) -> tuple[k.Env, ...]:
     kept = kubernetes.storage_path if kubernetes.storage_claim else f"{HOME}/.cache"
     values = {"HOME": HOME, "TMPDIR": "/tmp", "HF_HOME": f"{kept}/huggingface"}  # noqa: S108  a volume of the pod
     values |= {"RAY_USAGE_STATS_ENABLED": "0"} | (PROXY if place.part in ("serve", "cluster") else {})
-    return tuple(k.Env(name=name, value=value) for name, value in values.items())
+    return *(k.Env(name=name, value=value) for name, value in values.items()), *kube_tls.environment(kubernetes)
 
 
 def _scratch(disk_gb: int) -> tuple[k.Volume, ...]:
@@ -236,7 +238,7 @@ def _scratch(disk_gb: int) -> tuple[k.Volume, ...]:
 def _storage(place: Place) -> tuple[tuple[k.Mount, ...], tuple[k.Volume, ...]]:
     """What every Ray container mounts, and the volumes of that beside `_scratch`: the claim, the endpoint's keys."""
     kubernetes = place.kubernetes
-    mounts, volumes = list(SCRATCH), list[k.Volume]()
+    mounts, volumes = [*SCRATCH, *kube_tls.mounts(kubernetes)], list(kube_tls.volumes(kubernetes))
     if kubernetes.storage_claim:
         mounts.append(k.Mount(name="storage", mount_path=kubernetes.storage_path))
         claim = k.Claim(claim_name=kubernetes.storage_claim)

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from sote.cluster.kube import (
     ContainerSecurity,
+    Env,
     Mount,
     Node,
     PodTemplate,
@@ -32,6 +33,7 @@ class AutoscalerOptions(Node):
     idle_timeout_seconds: int = Field(ge=0)
     resources: Resources
     security_context: ContainerSecurity = ContainerSecurity()
+    env: tuple[Env, ...] | None = None
     volume_mounts: tuple[Mount, ...]
 
 

@@ -184,6 +184,10 @@ def _kubernetes_steps(name: str, kubernetes: Kubernetes, out: Path, written: Seq
         f"{into} {kubernetes.token_secret} --from-file=auth_token=$HOME/.ray/auth_token",
         f"{into} {kubernetes.redis_secret} --from-literal=password=$(openssl rand -hex 24)",
     ]
+    if kubernetes.ray_ca_secret:
+        made = f"{into.removesuffix('generic')}tls {kubernetes.ray_ca_secret} --cert=ca/tls.crt --key=ca/tls.key"
+        lines.append("python -m sote.cluster.certificate --new --authority ca --out own localhost   # once")
+        lines.append(f"{made}   # and keep ca/tls.key in a safe place")
     if kubernetes.storage_secret:
         lines.append(f"{into} {kubernetes.storage_secret} --from-env-file=FILE   # AWS_ACCESS_KEY_ID=... and the like")
     if kubernetes.storage_claim:

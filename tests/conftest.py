@@ -71,6 +71,7 @@ class Demo:
     err: str
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Deal whole files to the processes of pytest-xdist, and what shares a costly fixture as if it were one file.
 

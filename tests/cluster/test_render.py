@@ -24,6 +24,7 @@ FULL = {
     "storage_secret": "sote-storage",
     "redis_address": "redis.example.org:6379",
     "queue": "gpus",
+    "ray_ca_secret": "sote-ray-ca",
 }
 
 
@@ -85,7 +86,8 @@ def test_no_value_of_a_secret_stands_anywhere(texts: dict[str, str]) -> None:
             assert value in (False, "token") or re.fullmatch("[a-z0-9-]{1,20}", str(value)), place
     for each in containers(texts):
         for env in each.get("env", []):
-            assert "valueFrom" in env or not re.search("TOKEN|KEY|SECRET|PASSWORD", env["name"])
+            is_place = env.get("value", "").startswith("/")
+            assert "valueFrom" in env or is_place or not re.search("TOKEN|KEY|SECRET|PASSWORD", env["name"])
 
 
 def test_no_service_is_reached_from_outside_and_only_the_endpoint_has_an_ingress(texts: dict[str, str]) -> None:
@@ -311,3 +313,21 @@ def test_what_a_smaller_profile_does_not_write_is_removed_from_before(tmp_path: 
     less = {path: text for path, text in files().items() if not path.startswith("train/")}
     render.write(tmp_path, less)
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.yaml")} == less.keys()
+
+
+def test_with_an_authority_every_ray_container_speaks_tls_and_only_the_makers_see_the_authority() -> None:
+    secured = files(profile(kubernetes=FULL | {"ray_ca_secret": "sote-ray-ca"}))
+    found = [pod["spec"] for thing in objects(secured) for pod in pods(thing)]
+    rays = [spec for spec in found if spec["containers"][0]["name"].startswith("ray-") and "initContainers" in spec]
+    assert rays
+    for spec in rays:
+        (maker,) = spec["initContainers"]
+        names = {each["name"]: each.get("value") for each in spec["containers"][0]["env"]}
+        assert names["RAY_USE_TLS"] == "1"
+        mounted = {each["name"] for each in spec["containers"][0]["volumeMounts"]}
+        assert "ray-tls" in mounted
+        assert "ray-authority" not in mounted
+        assert {"ray-tls", "ray-authority"} == {each["name"] for each in maker["volumeMounts"]}
+    groups = [thing["spec"] for thing in of_kind(secured, "RayCluster")]
+    assert all(any(env["name"] == "RAY_USE_TLS" for env in each["autoscalerOptions"]["env"]) for each in groups)
+    assert all("initContainers" not in pod["spec"] for thing in objects(files()) for pod in pods(thing))
