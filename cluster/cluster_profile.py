@@ -110,6 +110,7 @@ class Kubernetes(Part):
     ingress_namespace: Object = "ingress-nginx"  # whence the ingress controller reaches the endpoint
     operator_namespace: Object = "kuberay-system"  # whence KubeRay reaches the heads
     monitoring_namespace: Object | None = None  # whence Prometheus (its operator) scrapes; left out: nobody does
+    metrics_secret: Object | None = None  # with the key `key`: the endpoint's key that Prometheus shows it
     redis_address: str | None = Field(default=None, pattern=r"^[\w.-]+:\d+$")  # left out: a Redis is rendered, too
     redis_secret: Object = "sote-redis"  # noqa: S105  with the key `password`
     queue: Object | None = None  # Kueue's local queue

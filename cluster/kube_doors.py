@@ -4,11 +4,12 @@ Source: Kubernetes' API reference, v1.32; Prometheus Operator's PodMonitor, v1; 
 Kind: pure.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
-from sote.cluster.kube import Node, Selector, Strings, Thing
+from sote.cluster.kube import KeyOf, Node, Selector, Strings, Thing
 
 
 class PolicyPort(Node):
@@ -100,10 +101,16 @@ class Ingress(Thing):
     spec: IngressSpec
 
 
+class Authorization(Node):
+    type: Literal["Bearer"] = "Bearer"
+    credentials: KeyOf
+
+
 class Endpoint(Node):
     port: str
     path: str = "/metrics"
     interval: str = "30s"
+    authorization: Authorization | None = None
 
 
 class MonitorSpec(Node):
@@ -115,6 +122,21 @@ class PodMonitor(Thing):
     api_version: Literal["monitoring.coreos.com/v1"] = "monitoring.coreos.com/v1"
     kind: Literal["PodMonitor"] = "PodMonitor"
     spec: MonitorSpec
+
+
+class RuleGroup(Node):
+    name: str
+    rules: tuple[Mapping[str, Any], ...]  # as they stand in cluster/deploy/alerts.yaml
+
+
+class RuleSpec(Node):
+    groups: tuple[RuleGroup, ...]
+
+
+class PrometheusRule(Thing):
+    api_version: Literal["monitoring.coreos.com/v1"] = "monitoring.coreos.com/v1"
+    kind: Literal["PrometheusRule"] = "PrometheusRule"
+    spec: RuleSpec
 
 
 class Kustomization(Node):

@@ -3,11 +3,12 @@
 Each part has its own pods, and only pods of one part reach each other. From outside come the operator (to the heads),
 Prometheus (to the metrics) and the ingress controller (to the endpoint's port); everything else is refused.
 
-Kind: pure.
+Kind: pure, but for reading the alerts.
 """
 
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Final
 
 import yaml
@@ -31,6 +32,7 @@ ANNOTATIONS: Final = {
     "nginx.ingress.kubernetes.io/proxy-buffering": "off",  # events are sent as they come
     "nginx.ingress.kubernetes.io/ssl-redirect": "true",
 }
+ALERTS: Final = Path(__file__).parent / "deploy" / "alerts.yaml"
 RESTRICTED: Final = {"pod-security.kubernetes.io/enforce": "restricted"}  # no pod here may do more than ours do
 
 
@@ -49,13 +51,24 @@ def ground(profile: ClusterProfile, kubernetes: Kubernetes) -> dict[str, tuple[T
         policy = _policy(profile, "redis", (_rule(heads, pods.GCS_PORT),))
         files["redis.yaml"] = (*pods.redis(profile, kubernetes), policy)
     if kubernetes.monitoring_namespace is not None:
-        monitored = k.Selector(
-            match_labels={"app.kubernetes.io/part-of": name},
-            match_expressions=(k.Expression(key="ray.io/node-type", values=("head", "worker")),),
-        )
-        spec = doors.MonitorSpec(selector=monitored, pod_metrics_endpoints=(doors.Endpoint(port="metrics"),))
-        files["monitor.yaml"] = (doors.PodMonitor(metadata=k.Metadata(name=name), spec=spec),)
+        files["monitor.yaml"] = _monitors(profile, kubernetes)
     return files
+
+
+def _monitors(profile: ClusterProfile, kubernetes: Kubernetes) -> tuple[Thing, ...]:
+    """What Prometheus' operator makes of it: whom to ask, and when to raise an alarm."""
+    monitored = k.Selector(
+        match_labels={"app.kubernetes.io/part-of": profile.name},
+        match_expressions=(k.Expression(key="ray.io/node-type", values=("head", "worker")),),
+    )
+    endpoints = [doors.Endpoint(port="metrics")]
+    if kubernetes.metrics_secret is not None:
+        shown = doors.Authorization(credentials=k.KeyOf(name=kubernetes.metrics_secret, key="key"))
+        endpoints.append(doors.Endpoint(port="serve", authorization=shown))
+    asked = doors.MonitorSpec(selector=monitored, pod_metrics_endpoints=tuple(endpoints))
+    rules = doors.RuleSpec.model_validate(yaml.safe_load(ALERTS.read_text(encoding="utf-8")))
+    named = k.Metadata(name=profile.name)
+    return doors.PodMonitor(metadata=named, spec=asked), doors.PrometheusRule(metadata=named, spec=rules)
 
 
 def cluster(place: Place, groups: Sequence[Group]) -> tuple[Thing, ...]:
@@ -172,7 +185,8 @@ def _policies(place: Place) -> tuple[Thing, ...]:
         _rule(_namespace(kubernetes.operator_namespace), pods.DASHBOARD_PORT, *served),
     ]
     if kubernetes.monitoring_namespace is not None:
-        rules.append(_rule(_namespace(kubernetes.monitoring_namespace), pods.METRICS_PORT))
+        asked = served if kubernetes.metrics_secret is not None else ()
+        rules.append(_rule(_namespace(kubernetes.monitoring_namespace), pods.METRICS_PORT, *asked))
     if served and kubernetes.host is not None:
         rules.append(_rule(_namespace(kubernetes.ingress_namespace), *served))
     return (_policy(profile, place.part, tuple(rules)),)

@@ -196,6 +196,8 @@ def _kubernetes_steps(name: str, kubernetes: Kubernetes, out: Path, written: Seq
             "   # must be there, ReadWriteMany"
         )
     if "serve/endpoint.yaml" in written:
+        if kubernetes.metrics_secret is not None:
+            lines.append(f"{into} {kubernetes.metrics_secret} --from-literal=key=$(sote key keys.toml prometheus)")
         lines.append(f"{into} {kubernetes.keys_secret} --from-file=keys.toml   # sote key keys.toml NAME")
         if kubernetes.host is not None:
             lines.append(f"{into.removesuffix('generic')}tls {kubernetes.tls_secret} --cert=FILE --key=FILE")

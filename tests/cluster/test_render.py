@@ -21,6 +21,7 @@ from tests.cluster.rendering import PROFILES, SHIPPED, files, leaves, objects, o
 
 FULL = {
     "monitoring_namespace": "monitoring",
+    "metrics_secret": "sote-metrics",
     "storage_secret": "sote-storage",
     "redis_address": "redis.example.org:6379",
     "queue": "gpus",
@@ -117,7 +118,7 @@ def test_everything_is_closed_and_the_dashboard_opens_to_the_operator_only(texts
                 parts = peer["podSelector"]["matchExpressions"][0]["values"]
                 assert parts == [name.removeprefix("sote-")] or (name == "sote-redis" and ports == {6379})
             else:
-                allowed = {"kuberay-system": {8265, 8000}, "ingress-nginx": {8000}, "monitoring": {8080}}[space]
+                allowed = {"kuberay-system": {8265, 8000}, "ingress-nginx": {8000}, "monitoring": {8080, 8000}}[space]
                 assert ports
                 assert ports <= allowed
     labelled = {pod["metadata"]["labels"]["sote/part"] for thing in objects(texts) for pod in pods(thing)}
@@ -208,6 +209,8 @@ def test_a_redis_is_rendered_unless_there_is_one() -> None:
     assert [each["metadata"]["name"] for each in of_kind(files(), "StatefulSet")] == ["sote-redis"]
     assert not of_kind(files(profile(kubernetes=FULL)), "StatefulSet")
     assert of_kind(files(profile(kubernetes=FULL)), "PodMonitor")
+    (rule,) = of_kind(files(profile(kubernetes=FULL)), "PrometheusRule")
+    assert "SoteRunStalled" in {each.get("alert") for group in rule["spec"]["groups"] for each in group["rules"]}
     assert not of_kind(files(), "PodMonitor")
 
 
