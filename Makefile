@@ -11,7 +11,7 @@ demo: $(READY)  ## the whole river, small and offline
 	@$(BIN)/sote demo --out runs/demo
 
 test: $(READY)  ## the tests
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: $(READY)  ## what a cluster's faults cost: nodes, drivers and heads that are lost, minutes each
 	@$(BIN)/python -m pytest -m faults tests/test_faults.py

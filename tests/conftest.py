@@ -1,5 +1,7 @@
 """What many tests stand on: one demo, one local Ray, one set of stand-in models."""
 
+import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -22,7 +24,7 @@ SLOW = {
     *("test_nodes", "test_pipeline"),
 }
 SLOWEST_SECONDS = 900  # of a test with the fixtures that are made for it, on a machine that does other things too
-REST = 2  # the turn of what is quick
+REST = 3  # the turn of what is quick
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -71,27 +73,19 @@ class Demo:
     err: str
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deal whole files to the processes of pytest-xdist, and what shares a costly fixture as if it were one file.
-
-    What looks at the demo comes first, then what starts Ray or a server by itself: whoever gets the rest ends in time.
-    """
+    """The order in which pytest-xdist deals files to its processes: one that makes the demo, those that start Ray or a
+    server, others that look at the demo, and then what is quick, so that all end at about the same time."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
         if _turn(item) < REST:
             item.add_marker(pytest.mark.timeout(SLOWEST_SECONDS))
     items.sort(key=_turn)
 
 
-def _group(item: pytest.Item) -> str:
-    if _needs_demo(item):
-        return "demo"
-    return "ray" if "local_ray" in getattr(item, "fixturenames", ()) else str(item.path)
-
-
 def _turn(item: pytest.Item) -> int:
-    return 0 if _needs_demo(item) else 1 if item.path.stem in SLOW else REST
+    if item.path.stem == "test_river":
+        return 0
+    return 1 if item.path.stem in SLOW else 2 if _needs_demo(item) else REST
 
 
 def _needs_demo(item: pytest.Item) -> bool:
@@ -100,8 +94,16 @@ def _needs_demo(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """One demo as its user runs it. It takes minutes, so every test that needs a whole run looks at this one."""
-    run = tmp_path_factory.mktemp("river") / "demo"
-    command = [sys.executable, "-m", "sote.cluster.cli", "demo", "--out", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    return Demo(run, done.returncode, done.stdout, done.stderr)
+    """One demo as its user runs it, for all of pytest-xdist's processes. It takes minutes, so every test that needs a
+    whole run looks at this one."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "river"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = folder / "ended.json"
+        if not kept.exists():
+            command = [sys.executable, "-m", "sote.cluster.cli", "demo", "--out", str(folder / "demo")]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST_SECONDS, check=False)
+            kept.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+    return Demo(folder / "demo", *json.loads(kept.read_text()))
