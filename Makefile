@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCK := requirements.lock
 READY := .venv/.ready
 
-.PHONY: demo test faults check setup lock clean
+.PHONY: demo test test-slow check setup lock clean
 
 demo: $(READY)  ## the whole river, small and offline
 	@$(BIN)/sote demo --out runs/demo
@@ -13,8 +13,8 @@ demo: $(READY)  ## the whole river, small and offline
 test: $(READY)  ## the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-faults: $(READY)  ## what a cluster's faults cost: nodes, drivers and heads that are lost, minutes each
-	@$(BIN)/python -m pytest -m faults tests/test_faults.py
+test-slow: $(READY)  ## the tests that take minutes each: nodes, drivers and heads that are lost, Serve's own config
+	@$(BIN)/python -m pytest -m slow tests/test_faults.py tests/cluster/test_jobs.py tests/serve/test_declared.py
 
 check: $(READY)  ## format, lint, types, layers
 	@$(BIN)/ruff format --check .

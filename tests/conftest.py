@@ -21,7 +21,7 @@ os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # Ray's own ten
 # Files that take a minute or more: they start Ray, DeepSpeed or a server of their own
 SLOW = {
     *("test_app", "test_declared", "test_engine_deepspeed", "test_faults", "test_jobs", "test_launch"),
-    *("test_nodes", "test_pipeline"),
+    *("test_nodes", "test_pipeline", "test_pipeline_faults"),
 }
 SLOWEST_SECONDS = 900  # of a test with the fixtures that are made for it, on a machine that does other things too
 REST = 3  # the turn of what is quick

@@ -1,4 +1,7 @@
-"""What clusters do to a run, on three nodes that are simulated here. tests/bench/faults.py has all, with figures."""
+"""What clusters do to a run, on three nodes that are simulated here: ten minutes, `make test-slow`.
+
+tests/bench/faults.py has all, with figures; tests/data/test_pipeline_faults.py a lost node, for the quick tests.
+"""
 
 import shutil
 import socket
@@ -19,7 +22,7 @@ from sote.train.recipe import TrainRecipe
 from tests.cluster import small
 from tests.cluster.simulated import LOCAL, Driver, Simulated, wait
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,18 @@ def sleep(driver: Driver, folder: Path, **given: Any) -> dict[str, Any]:
     return driver.do("sleep", **{"notes": str(folder / "notes"), "once": str(folder / "once.txt")} | given)
 
 
+def test_a_slow_node_holds_the_end_back_by_no_more_than_a_piece(
+    cluster: Simulated, driver: Driver, tmp_path: Path
+) -> None:
+    """The mechanism is one piece at a time for each actor (`shards.pooled`): with Ray Data's own two in flight, the
+    slow node would still have a piece to begin when the fast one has nothing left."""
+    done = sleep(driver, tmp_path, pieces=24, seconds={"n0": 1.2, "": 0.1})["gave"]
+    slow, fast = ([each for each in done if (each[1] == "n0") is wanted] for wanted in (True, False))
+    assert len(fast) + len(slow) == 24
+    assert len(fast) > 2 * len(slow) > 0
+    assert sum(start > max(end for *_, end in fast) for _, _, start, _ in slow) <= 1
+
+
 def test_a_model_that_hangs_or_stops_is_ended_and_its_piece_comes_all_the_same(
     cluster: Simulated, driver: Driver, tmp_path: Path
 ) -> None:
@@ -81,18 +96,6 @@ def test_a_piece_that_hangs_every_time_ends_the_run_and_names_its_rows(
     assert done["error"] == "RunFailed"
     assert "hung 3 times" in done["says"]
     assert "shard 2, rows 0 to 3" in done["says"]
-
-
-def test_a_slow_node_holds_the_end_back_by_no_more_than_a_piece(
-    cluster: Simulated, driver: Driver, tmp_path: Path
-) -> None:
-    """The mechanism is one piece at a time for each actor (`shards.pooled`): with Ray Data's own two in flight, the
-    slow node would still have a piece to begin when the fast one has nothing left."""
-    done = sleep(driver, tmp_path, pieces=24, seconds={"n0": 1.2, "": 0.1})["gave"]
-    slow, fast = ([each for each in done if (each[1] == "n0") is wanted] for wanted in (True, False))
-    assert len(fast) + len(slow) == 24
-    assert len(fast) > 2 * len(slow) > 0
-    assert sum(start > max(end for *_, end in fast) for _, _, start, _ in slow) <= 1
 
 
 def test_a_lost_node_and_full_object_stores_change_no_byte_of_the_catalogue(
@@ -123,7 +126,6 @@ def test_a_node_that_joins_late_gets_work(cluster: Simulated, driver: Driver, tm
     assert "late" in {node for _, node, *_ in driver.answer()["gave"]}
 
 
-@pytest.mark.faults
 def test_a_driver_that_is_killed_leaves_what_is_committed_and_the_same_command_ends_the_same(
     cluster: Simulated, made: Path, undisturbed: Path
 ) -> None:
@@ -144,7 +146,6 @@ def test_a_driver_that_is_killed_leaves_what_is_committed_and_the_same_command_e
     assert sum(line["stage"] == "tag" for line in facts) == len(committed(run, "tag"))
 
 
-@pytest.mark.faults
 def test_a_node_that_goes_with_notice_costs_a_training_no_more_than_the_steps_since_its_save(
     cluster: Simulated, driver: Driver, made: Path
 ) -> None:
@@ -179,7 +180,6 @@ def alone(made: Path, steps: int) -> dict[int, float]:
     return small.losses(folder.root)
 
 
-@pytest.mark.faults
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server")
 def test_a_head_that_is_restarted_from_its_redis_goes_on_with_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

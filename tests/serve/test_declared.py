@@ -43,6 +43,7 @@ def status() -> tuple[str, str]:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.slow
 def test_serves_own_config_brings_up_an_endpoint_with_keys_that_paints(
     stopped: None, part: ModelPart, small: DefaultsPart, tmp_path: Path
 ) -> None:
