@@ -14,7 +14,8 @@ test: $(READY)  ## the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## the tests that take minutes each: nodes, drivers and heads that are lost, Serve's own config
-	@$(BIN)/python -m pytest -m slow tests/test_faults.py tests/cluster/test_jobs.py tests/serve/test_declared.py
+	@$(BIN)/python -m pytest -m slow tests/test_faults.py tests/cluster/test_jobs.py tests/serve/test_declared.py \
+		tests/train/test_launch_remote.py tests/cluster/test_nodes.py
 
 check: $(READY)  ## format, lint, types, layers
 	@$(BIN)/ruff format --check .

@@ -12,6 +12,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 ON_LOOPBACK = {"node_ip_address": "127.0.0.1", "object_store_memory": 80_000_000}
+pytestmark = pytest.mark.slow
 LOCKLESS = {"RAY_AUTH_MODE": "disabled"}  # as the cluster is, whatever token lies on this machine
 
 DRIVER = """
