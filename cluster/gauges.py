@@ -116,14 +116,14 @@ def samples(line: Mapping[str, Any]) -> list[Sample]:
 
 def _of_stage(line: Mapping[str, Any]) -> Iterator[Sample]:
     stage, errors, skips = str(line["stage"]), line.get("errors") or {}, line.get("skips") or {}
-    failed, skipped = int(line["failed"]), sum(skips.values())
-    outcomes = {"failed": failed, "skipped": skipped, "done": max(int(line["rows"]) - failed - skipped, 0)}
+    failed, skipped = int(line.get("failed", 0)), sum(skips.values())
+    outcomes = {"failed": failed, "skipped": skipped, "done": max(int(line.get("rows", 0)) - failed - skipped, 0)}
     yield from (Sample(ROWS, count, (stage, outcome)) for outcome, count in outcomes.items())
     for metric, reasons in ((FAILED, errors), (SKIPPED, skips)):
         for reason, count in reasons.items():
             yield Sample(metric, count, (stage, str(reason).removeprefix(f"{stage}: ")))
     yield Sample(SHARDS, 1, (stage,))
-    yield Sample(SECONDS, float(line["seconds"]), (stage,))
+    yield Sample(SECONDS, float(line.get("seconds", 0.0)), (stage,))
 
 
 def _of_start(line: Mapping[str, Any]) -> Iterator[Sample]:

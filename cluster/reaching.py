@@ -93,6 +93,8 @@ def _authenticate(where: str, host: str, place: str) -> None:
     """Switch Ray's token authentication on or off for this process, as the cluster has it: a driver with a token is
     lost to a cluster without, some seconds later. Raises UserError where no token is here and one is asked for, and
     where a cluster of other machines takes anybody."""
+    if tokens.find() is None and not addresses.is_of_this_machine(host):
+        raise UserError(f"{where}: no token, and no other machine is talked to without one: {tokens.MAKE}")
     _switch("disabled")
     try:
         _metadata(where, place)

@@ -14,7 +14,6 @@ from rich.console import Console
 from sote.cluster import devices, doctor
 from sote.cluster.devices import Device
 from sote.cluster.weights import KNOWN
-from tests.conftest import Command
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +80,10 @@ def test_importing_the_doctor_loads_no_engine() -> None:
     assert answer.stdout.strip() == "[]"
 
 
-def test_a_cluster_that_does_not_answer_is_the_users_error(sote: Command) -> None:
-    code, out, error = sote("doctor", "--address", "127.0.0.1:1")
+def test_a_cluster_that_does_not_answer_is_the_users_error() -> None:
+    command = [sys.executable, "-m", "sote.cluster.cli", "doctor", "--address", "127.0.0.1:1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # this process may be connected
+    code, out, error = done.returncode, done.stdout, done.stderr
     assert (code, out) == (2, "")
     assert error.startswith("sote: --address 127.0.0.1:1: no Ray cluster answers there")
     assert error.count("\n") == 1

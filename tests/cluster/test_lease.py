@@ -46,13 +46,15 @@ def test_a_lease_outlives_its_time_while_its_holder_lives(s3: Store) -> None:
         assert mine.count >= 2
 
 
-def test_the_lease_of_a_killed_process_of_this_machine_is_taken_at_once(s3: Store) -> None:
+def test_the_lease_of_a_killed_process_of_this_machine_is_taken_at_once(
+    s3: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SECONDS", 10_000.0)  # nobody waits for that
     code = "import os, sys; from sote.cluster import lease; lease._taken(sys.argv[1], verb='curate'); os._exit(9)"
     subprocess.run([sys.executable, "-c", code, f"{s3.uri}/run"], check=False)
     assert list(s3.files()) == ["run/.curate.lock/000001"]
-    began = time.monotonic()
     with lease.held(f"{s3.uri}/run", verb="curate") as mine:
-        assert (mine.number, time.monotonic() - began < lease.SECONDS) == (2, True)
+        assert mine.number == 2
         assert list(s3.files()) == ["run/.curate.lock/000002"]
 
 
