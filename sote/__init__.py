@@ -1,3 +1,3 @@
 """Sote: pictures -> rows -> scores and tags -> captions -> latents -> checkpoint -> images."""
 
-__version__ = "0.0.1"
+__version__ = "0.1.0"

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+import sote
 from sote.cluster import kube_pods, kube_ray, render
 from sote.cluster import recipe as recipes
 from sote.cluster.cluster_profile import ClusterProfile
@@ -153,7 +154,7 @@ def test_a_group_says_what_it_has_as_detect_would() -> None:
     assert found["arc"]["resources"] == {"GPU": "1"}  # the operator does not know Intel's resource
     limits = found["arc"]["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert limits["gpu.intel.com/xe"] == "1"
-    assert found["arc"]["template"]["spec"]["containers"][0]["image"].endswith(":0.0.1-openvino")
+    assert found["arc"]["template"]["spec"]["containers"][0]["image"].endswith(f":{sote.__version__}-openvino")
     assert found["arc"]["template"]["spec"]["securityContext"]["supplementalGroups"] == [992]
     assert "resources" not in found["a100"]
     assert found["decode"]["labels"] == {"accel": "cpu"}
