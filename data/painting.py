@@ -7,10 +7,11 @@ Kind: pure.
 """
 
 import math
+import random
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
@@ -40,6 +41,8 @@ BACKGROUND_COLOURS: dict[str, Colour] = {
 PATTERNS = ("simple", "gradient", "striped", "polka_dot", "checkered", "sunburst", "transparent")
 KINDS = ("circle", "square", "triangle", "star", "heart", "diamond")
 MOST_SHAPES = 5
+STYLES = ("glossy", "flat", "outlined", "hollow", "striped")
+FAINT = 0.10  # how much darker a background's pattern is
 SUPERSAMPLING = 2
 
 
@@ -103,7 +106,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture before it is painted, and what is known of its post. `word_y` is a share of the height."""
+    """One picture before it is painted, and what is known of its post. `word_y` is a share of the height.
+
+    `scribbles` lines are drawn across it, and `wear` (0 to 1) is how blurred and grainy it is: what scorers look for.
+    """
 
     width: int
     height: int
@@ -115,11 +121,21 @@ class Scene:
     word_y: float
     artist: str  # display name
     year: int
+    style: str = "glossy"  # one of STYLES, of all its shapes
+    depth: float = FAINT  # how much darker the background's pattern is
+    scribbles: int = 0
+    wear: float = 0.0
+    chance: int = 0  # seed of scribbles and grain
 
     @property
     def series(self) -> str | None:
         """The copyright that the character belongs to."""
         return LOOK_BY_NAME[self.character].series if self.character else None
+
+    @property
+    def named(self) -> str | None:
+        """The name that a post gives: of a character."""
+        return self.character
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -158,24 +174,41 @@ def paint_cutout(scene: Scene) -> Image.Image:
 def _paint(scene: Scene, scale: float, ground: Colour) -> Image.Image:
     size = (max(1, round(scene.width * scale)), max(1, round(scene.height * scale)))
     canvas = Image.new("RGB", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING), ground)
-    _paint_background(canvas, scene.background, ground)
+    _paint_background(canvas, scene.background, ground, scene.depth)
     brush = ImageDraw.Draw(canvas, "RGBA")
     for shape in scene.shapes:
-        _paint_shape(brush, canvas.size, shape)
+        _paint_styled(canvas, shape, scene.style, ground)
     if scene.character and scene.character_at:
         _paint_character(brush, canvas.size, LOOK_BY_NAME[scene.character], scene.character_at)
     if scene.word:
         _paint_word(brush, canvas.size, scene.word, scene.word_y)
-    return canvas.reduce(SUPERSAMPLING)
+    if scene.scribbles:
+        _scribble(brush, canvas.size, scene.scribbles, random.Random(scene.chance))
+    reduced = canvas.reduce(SUPERSAMPLING)
+    return worn(reduced, scene.wear, scene.chance) if scene.wear else reduced
 
 
-def _paint_background(canvas: Image.Image, background: Background, ground: Colour) -> None:
-    deep = _mix(ground, COLOURS["black"], 0.10)
+def worn(image: Image.Image, wear: float, chance: int) -> Image.Image:
+    """The RGB picture blurred and grainy: at 1, by a Gaussian of 1.4 % of the shorter side and noise of 28 of 255."""
+    blurred = image.filter(ImageFilter.GaussianBlur(wear * 0.014 * min(image.size)))
+    grain = np.random.default_rng(chance).normal(0, 28 * wear, (image.height, image.width, 1))
+    return Image.fromarray(np.clip(np.asarray(blurred) + grain, 0, 255).astype(np.uint8))
+
+
+def _scribble(brush: ImageDraw.ImageDraw, size: tuple[int, int], count: int, rng: random.Random) -> None:
+    """Dark lines from edge to edge, each with a kink."""
+    for _ in range(count):
+        points = [(rng.uniform(0, size[0]), rng.uniform(0, size[1])) for _ in range(3)]
+        brush.line(points, fill=(60, 50, 50, 220), width=max(1, round(0.018 * min(size))), joint="curve")
+
+
+def _paint_background(canvas: Image.Image, background: Background, ground: Colour, depth: float) -> None:
+    deep = _mix(ground, COLOURS["black"], depth)
     brush, (width, height) = ImageDraw.Draw(canvas), canvas.size
     reach, short = math.hypot(width, height), min(width, height)
     if background.pattern == "gradient":
         shade = Image.linear_gradient("L").resize(canvas.size, Image.Resampling.BILINEAR)
-        canvas.paste(_mix(ground, COLOURS["black"], 0.30), mask=shade)
+        canvas.paste(_mix(ground, COLOURS["black"], 3 * depth), mask=shade)
     elif background.pattern == "striped":
         step = short / 9
         for stripe in range(-math.ceil(reach / step), math.ceil(reach / step), 2):
@@ -197,6 +230,36 @@ def _paint_background(canvas: Image.Image, background: Background, ground: Colou
         for ray in range(12):
             wedge = [(0.0, 0.0), *(_at_angle(30 * ray + side, reach) for side in (-7.5, 7.5))]
             brush.polygon(_placed(wedge, (width / 2, height * 0.55), 1.0, background.turn), fill=deep)
+
+
+def _paint_styled(canvas: Image.Image, shape: Shape, style: str, ground: Colour) -> None:
+    """A shape in one of STYLES. A hollow one shows the background's colour, without its pattern."""
+    brush, size = ImageDraw.Draw(canvas, "RGBA"), canvas.size
+    if style == "glossy":
+        _paint_shape(brush, size, shape)
+        return
+    colour, radius = COLOURS[shape.colour], shape.radius * min(size)
+    centre, outline = (shape.x * size[0], shape.y * size[1]), _outline(shape.kind)
+    rim = COLOURS["black" if shape.colour != "black" else "white"] if style == "outlined" else colour
+    brush.polygon(_placed(outline, centre, radius, shape.turn), fill=rim)
+    if style != "flat":
+        inner = {"outlined": colour, "hollow": ground, "striped": colour}[style]
+        share = {"outlined": 0.78, "hollow": 0.58, "striped": 1.0}[style]
+        brush.polygon(_placed(outline, centre, radius * share, shape.turn), fill=inner)
+    if style == "striped":
+        _paint_stripes(canvas, _placed(outline, centre, radius * 0.9, shape.turn), centre, radius)
+
+
+def _paint_stripes(canvas: Image.Image, outline: list[Point], centre: Point, radius: float) -> None:
+    """White bars across, within the outline."""
+    mask = Image.new("L", canvas.size)
+    ImageDraw.Draw(mask).polygon(outline, fill=255)
+    bars = Image.new("L", canvas.size)
+    brush = ImageDraw.Draw(bars)
+    for bar in range(-2, 3):
+        middle = centre[1] + bar * 0.46 * radius
+        brush.rectangle([centre[0] - radius, middle - 0.11 * radius, centre[0] + radius, middle + 0.11 * radius], 255)
+    canvas.paste(COLOURS["white"], mask=ImageChops.multiply(mask, bars))
 
 
 def _paint_shape(brush: ImageDraw.ImageDraw, size: tuple[int, int], shape: Shape) -> None:

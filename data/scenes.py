@@ -8,11 +8,14 @@ Kind: pure, but for the files that `draw` writes.
 import hashlib
 import io
 import json
+import multiprocessing
 import struct
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +70,6 @@ def plan(seed: int, index: int) -> Scene:
     return _with_shapes(scene, int(rng.integers(1, MOST_SHAPES + 1)), rng)
 
 
-def draw(folder: Path, *, count: int = 64, seed: int = 0) -> None:
-    """Write `count` files with sidecars under folder/board and folder/pixiv, and the truth to folder/truth.jsonl.
-
-    At most a quarter of the files are EXTRAS. The same count and seed give the same bytes.
-    """
-    extras = EXTRAS[: min(len(EXTRAS), count // 4)]
-    posts = [_drawn(plan(seed, index), index) for index in range(count - len(extras))]
-    for number, extra in enumerate(extras):
-        posts.append(_extra(extra, posts[number], len(posts)))
-    names = [_write(folder, post) for post in posts]
-    lines = [_truth(post, names) for post in posts]
-    storage.write_text(folder / "truth.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-
-
 @dataclass(frozen=True)
 class Post:
     """One file to write. `index` is unique; the sources alternate."""
@@ -99,6 +88,42 @@ class Post:
             return self.scene.tags
         coloured = tuple(f"{colour}_" for colour in {**COLOURS, **BACKGROUND_COLOURS})
         return (*(tag for tag in self.scene.tags if not tag.startswith(coloured)), "monochrome")
+
+
+def draw(
+    folder: Path, *, count: int = 64, seed: int = 0, of: Callable[[int, int], Scene] = plan, processes: int = 1
+) -> None:
+    """Write `count` files with sidecars under folder/board and folder/pixiv, and the truth to folder/truth.jsonl.
+
+    `of` plans the scene number n of the seed; above one process it must be a function of a module. At most a quarter of
+    the files are EXTRAS. The same count and seed give the same bytes, however many processes draw.
+    """
+    extras = EXTRAS[: min(len(EXTRAS), count // 4)]
+    drawn = count - len(extras)
+    one = partial(_draw_one, folder, of, seed)
+    if processes == 1:
+        made = [one(index) for index in range(drawn)]
+    else:
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            made = list(pool.map(one, range(drawn), chunksize=32))
+    for number, extra in enumerate(extras):
+        made.append(_written(folder, _extra(extra, _drawn(of(seed, number), number), len(made))))
+    names = [path for path, _ in made]
+    lines = [line | {"file": path, "made_from": _name(names, line["made_from"])} for path, line in made]
+    storage.write_text(folder / "truth.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _draw_one(folder: Path, of: Callable[[int, int], Scene], seed: int, index: int) -> tuple[str, dict[str, Any]]:
+    return _written(folder, _drawn(of(seed, index), index))
+
+
+def _written(folder: Path, post: Post) -> tuple[str, dict[str, Any]]:
+    """Write the post; its path, and its truth with the number of the post that it was made from."""
+    return _write(folder, post), _truth(post)
+
+
+def _name(names: list[str], index: int | None) -> str | None:
+    return None if index is None else names[index]
 
 
 def _with_shapes(scene: Scene, count: int, rng: np.random.Generator) -> Scene:
@@ -174,15 +199,15 @@ def _write(folder: Path, post: Post) -> str:
     return path
 
 
-def _truth(post: Post, names: list[str]) -> dict[str, Any]:
+def _truth(post: Post) -> dict[str, Any]:
     return {
-        "file": names[post.index],
+        "file": "",
         "tags": post.tags,
-        "character": post.scene.character,
+        "character": post.scene.named,
         "word": post.scene.word,
         "year": post.scene.year,
         "form": post.form,
-        "made_from": None if post.of is None else names[post.of],
+        "made_from": post.of,
     }
 
 
@@ -192,7 +217,7 @@ def _board(post: Post) -> tuple[str, dict[str, Any]]:
     md5, number = hashlib.md5(post.data, usedforsecurity=False).hexdigest(), 300_000 * (scene.year - 2004) + post.index
     kinds = {
         "general": post.tags,
-        "character": (scene.character,) if scene.character else (),
+        "character": (scene.named,) if scene.named else (),
         "copyright": (scene.series,) if scene.series else (),
         "artist": (scene.artist.lower().replace(" ", "_"),),
         "meta": ("highres",),
