@@ -1,7 +1,10 @@
 """Prints captions and buckets for each second on one core: `python tests/bench/bench_caption.py`."""
 
+import argparse
 import random
 import time
+
+from rows import Answer, Row, add_option, write
 
 from sote.data.buckets import bucket_for
 from sote.data.caption import CaptionFacts, caption, load_profile
@@ -37,19 +40,27 @@ def rows(count: int) -> list[CaptionFacts]:
 
 
 def main() -> None:
-    profile, part, facts = load_profile("sote-v1"), CaptionPart(), rows(ROWS)
+    asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    asked.add_argument("--rows", type=int, default=ROWS)
+    add_option(asked)
+    options = asked.parse_args()
+    count = options.rows
+    profile, part, facts = load_profile("sote-v1"), CaptionPart(), rows(count)
     start = time.process_time()
     made = [caption(row, profile, part=part) for row in facts]
     seconds = time.process_time() - start
-    tags = sum(len(one.tags) for one in made) / ROWS
-    print(f"captions: {ROWS / seconds:,.0f} a second on one core, {tags:.1f} tags each")
+    tags = sum(len(one.tags) for one in made) / count
+    captions = Row("captions", count / seconds, "captions/s of CPU", note=f"{tags:.1f} tags each")
+    print(captions.line())
 
     draw = random.Random(1)
-    sizes = [(draw.randrange(600, 4000), draw.randrange(600, 4000)) for _ in range(ROWS)]
+    sizes = [(draw.randrange(600, 4000), draw.randrange(600, 4000)) for _ in range(count)]
     start = time.process_time()
     for width, height in sizes:
         bucket_for(width, height, resolution=1024, step=64)
-    print(f"buckets: {ROWS / (time.process_time() - start):,.0f} a second on one core")
+    buckets = Row("buckets", count / (time.process_time() - start), "buckets/s of CPU")
+    print(buckets.line())
+    write(options.json, Answer([captions, buckets]))
 
 
 if __name__ == "__main__":

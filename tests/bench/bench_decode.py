@@ -2,8 +2,9 @@
 
 Side by side, for four formats of 1280x1700: Pillow's straightforward way to the three inputs; this project's way to
 the same; the whole row (read, sha256 of file and pixels, hashes, thumbnail); and the row through a Decoder, whose time
-is that of both processes. Times are CPU time, the best of several rounds. Not measured: disks and networks (files come
-from the page cache), processes side by side, real pictures (these are painted, with grain like a photograph's).
+is that of both processes. Then the perceptual hash of a decoded picture beside imagehash's, which has the same bits.
+Times are CPU time, the best of several rounds (of the hash: medians). Not measured: disks and networks (files come from
+the page cache), processes side by side, real pictures (these are painted, with grain like a photograph's).
 """
 
 import argparse
@@ -12,7 +13,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 import numpy as np
 import torch
+from peers import hashing
 from PIL import Image
+from rows import Answer, Row, add_option, in_turn, write
 
-from sote.data import decode, scenes
+from sote.data import decode, hashes, scenes
 from sote.data.decoder import Decoder
 from sote.data.inputs import InputShapes, model_inputs
 from sote.data.recipe import DecodePart
@@ -100,14 +103,16 @@ def through_decoder(rounds: int, decoder: Decoder, paths: list[Path]) -> float:
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__)
     ask.add_argument("--small", action="store_true", help="fewer pictures and rounds")
-    small = ask.parse_args().small
+    add_option(ask)
+    given = ask.parse_args()
+    small = given.small
     count, rounds = (2, 2) if small else (8, 5)
     torch.set_num_threads(1)
     cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     print(f"{cpu.partition(': ')[2]}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(f"torch {torch.__version__}, Pillow {Image.__version__}; {WIDTH}x{HEIGHT}, {count} of each format")
     print(f"{'pictures/s a core':20}{'KiB':>7}{'Pillow':>9}{'inputs':>9}{'row':>9}{'Decoder':>9}")
-    images = [picture(index) for index in range(count)]
+    images, found = [picture(index) for index in range(count)], list[Row]()
     with tempfile.TemporaryDirectory() as folder, Decoder(RULE, SHAPES, slice_rows=count) as decoder:
         for name, (form, options) in FORMATS.items():
             paths = []
@@ -124,6 +129,40 @@ def main() -> None:
             )
             size = sum(path.stat().st_size for path in paths) / count / 1024
             print(f"{name:20}{size:7.0f}" + "".join(f"{rate:9.1f}" for rate in rates), flush=True)
+            found += figures(name, rates)
+    found += hashed(images, rounds)
+    write(given.json, Answer(found))
+
+
+def figures(name: str, rates: tuple[float, ...]) -> Iterator[Row]:
+    """The rows of one format."""
+    unit, pillow = "pictures/s of CPU", {"peer": rates[0], "peer_is": "Pillow, the models' example code"}
+    yield Row(f"{name} to three inputs", rates[1], unit, **pillow)
+    yield Row(f"{name} to three inputs, ids, hashes, thumbnail", rates[2], unit, **pillow, note="ours does more")
+    yield Row(f"{name}, the same in a process of its own", rates[3], unit, **pillow, note="ours does more", detail=True)
+
+
+def hashed(images: list[Image.Image], rounds: int) -> Iterator[Row]:
+    """Our perceptual hash beside imagehash's, whose bits must be the same."""
+    ways = {"ours": lambda: rate(images, hashes.phash)}
+    if (theirs := hashing.phash()) is not None:
+        if any(hashes.phash(image) != theirs(image) for image in images):
+            raise SystemExit("imagehash has other bits")
+        ways["peer"] = lambda: rate(images, theirs)
+    medians = in_turn(ways, rounds=rounds)
+    made = Row(
+        "perceptual hash of 256 bits of a decoded 1280x1700", medians["ours"], "pictures/s of CPU",
+        peer=medians.get("peer"), peer_is="imagehash.phash(hash_size=16), same bits",
+    )  # fmt: skip
+    print(made.line())
+    yield made
+
+
+def rate(images: list[Image.Image], work: Callable[[Image.Image], object]) -> float:
+    start = time.process_time()
+    for image in images:
+        work(image)
+    return len(images) / (time.process_time() - start)
 
 
 if __name__ == "__main__":

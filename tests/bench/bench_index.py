@@ -1,7 +1,7 @@
-"""Prints how fast sources are indexed: `python tests/bench/bench_index.py [--small]`.
+"""Prints how fast sources are indexed: `python tests/bench/bench_index.py [--files N,N] [--members N]`.
 
-100,000 small files with a JSON sidecar each (a Danbooru post of some 2 KB as gallery-dl writes it), and a tar of 20,000
-pictures with such sidecars; `--small` takes a twentieth. Everything was written a moment before, so that it lies in the
+1,000 to 100,000 small files with a JSON sidecar each (a Danbooru post of some 2 KB as gallery-dl writes it), and a tar
+of 20,000 pictures with such sidecars. Everything was written a moment before, so that it lies in the
 page cache: what a disk or a server adds is not measured, nor is reading a picture.
 """
 
@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rows import Answer, Plot, Row, add_option, write
+
 from sote.data import index
 from sote.data.recipe import Source
 
-FILES, MEMBERS, IN_ONE_FOLDER = 100_000, 20_000, 4_000  # the author's folders held 4000 pictures
+FILES, MEMBERS, IN_ONE_FOLDER = "1000,10000,100000", 20_000, 4_000  # the author's folders held 4000 pictures
 GENERAL = [f"some_general_tag_{number}" for number in range(40)]
 
 
@@ -50,30 +52,50 @@ def write_tar(path: Path, count: int) -> None:
                 file.addfile(info, io.BytesIO(data))
 
 
-def timed(what: str, act: Callable[[], int]) -> None:
+def timed(act: Callable[[], int]) -> tuple[float, float]:
+    """Rows a second, and rows a second of CPU."""
     wall, cpu = time.perf_counter(), time.process_time()
-    rows = act()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(f"{what:<44} {rows:>8,} rows {rows / wall:>9,.0f} a second ({rows / cpu:,.0f} a second of CPU)")
+    count = act()
+    return count / (time.perf_counter() - wall), count / (time.process_time() - cpu)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--small", action="store_true")
-    scale = 20 if parser.parse_args().small else 1
+    parser.add_argument("--files", default=FILES, help="how many files, with commas")
+    parser.add_argument("--members", type=int, default=MEMBERS, help="pictures in the tar")
+    add_option(parser)
+    options = parser.parse_args()
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     print(f"{os.cpu_count()} cores, {names[0] if names else platform.processor()}; one is used")
     print(f"a sidecar has {len(post(0)):,} bytes; files lie in the page cache")
+    found, points = list[Row](), list[tuple[float, float]]()
+    with tempfile.TemporaryDirectory() as made:  # what is imported at the first row counts nowhere
+        write_folder(Path(made) / "folder", 10)
+        rows(Source(name="folder", path=f"{made}/folder"))
+    for count in map(int, options.files.split(",")):
+        with tempfile.TemporaryDirectory() as made:
+            write_folder(Path(made) / "folder", count)
+            folder = Source(name="folder", path=f"{made}/folder")
+            found += figures("a folder", folder, count)
+            points.append((count, found[-2].ours))
     with tempfile.TemporaryDirectory() as made:
-        folder, tar = Path(made) / "folder", Path(made) / "0.tar"
-        write_folder(folder, FILES // scale)
-        write_tar(tar, MEMBERS // scale)
-        sources = (Source(name="folder", path=str(folder)), Source(name="tar", path=str(tar), form="webdataset"))
-        for source in sources:
-            timed(f"{source.name}: rows with sidecars, as tables", lambda one=source: rows(one))
-            timed(f"{source.name}: count", lambda one=source: index.count(one))
+        write_tar(Path(made) / "0.tar", options.members)
+        tar = Source(name="tar", path=f"{made}/0.tar", form="webdataset")
+        found += figures("a tar", tar, options.members)
+    plot = Plot("Indexing files with sidecars", "files", "rows/s", {"a folder": points}, is_log=True)
+    write(options.json, Answer(found, [plot]))
+
+
+def figures(name: str, source: Source, count: int) -> list[Row]:
+    """The rows of a source: as tables, and only counted."""
+    made = []
+    for what, act in (("rows with sidecars, as tables", rows), ("counted", index.count)):
+        wall, cpu = timed(lambda act=act: act(source))  # type: ignore[misc]
+        made.append(Row(f"{name} of {count:,}: {what}", wall, "rows/s", note=f"{cpu:,.0f} a second of CPU"))
+        print(made[-1].line(), flush=True)
+    return made
 
 
 def rows(source: Source) -> int:
