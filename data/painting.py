@@ -214,13 +214,13 @@ def _paint_background(canvas: Image.Image, background: Background, ground: Colou
         for stripe in range(-math.ceil(reach / step), math.ceil(reach / step), 2):
             band = [(x, y) for x, y in ((-reach, 0), (reach, 0), (reach, step), (-reach, step))]
             moved = [(x, y + stripe * step) for x, y in band]
-            brush.polygon(_placed(moved, (width / 2, height / 2), 1.0, background.turn), fill=deep)
+            brush.polygon(placed(moved, (width / 2, height / 2), 1.0, background.turn), fill=deep)
     elif background.pattern == "polka_dot":
         step = short / 8
         for row in range(math.ceil(height / step) + 1):
             for column in range(math.ceil(width / step) + 1):
                 centre = ((column + 0.5 * (row % 2)) * step, row * step)
-                brush.polygon(_placed(_outline("circle"), centre, step * 0.22, 0), fill=deep)
+                brush.polygon(placed(outline_of("circle"), centre, step * 0.22, 0), fill=deep)
     elif background.pattern == "checkered":
         step = short / 8
         for row in range(math.ceil(height / step)):
@@ -229,7 +229,7 @@ def _paint_background(canvas: Image.Image, background: Background, ground: Colou
     elif background.pattern == "sunburst":
         for ray in range(12):
             wedge = [(0.0, 0.0), *(_at_angle(30 * ray + side, reach) for side in (-7.5, 7.5))]
-            brush.polygon(_placed(wedge, (width / 2, height * 0.55), 1.0, background.turn), fill=deep)
+            brush.polygon(placed(wedge, (width / 2, height * 0.55), 1.0, background.turn), fill=deep)
 
 
 def _paint_styled(canvas: Image.Image, shape: Shape, style: str, ground: Colour) -> None:
@@ -239,15 +239,15 @@ def _paint_styled(canvas: Image.Image, shape: Shape, style: str, ground: Colour)
         _paint_shape(brush, size, shape)
         return
     colour, radius = COLOURS[shape.colour], shape.radius * min(size)
-    centre, outline = (shape.x * size[0], shape.y * size[1]), _outline(shape.kind)
+    centre, outline = (shape.x * size[0], shape.y * size[1]), outline_of(shape.kind)
     rim = COLOURS["black" if shape.colour != "black" else "white"] if style == "outlined" else colour
-    brush.polygon(_placed(outline, centre, radius, shape.turn), fill=rim)
+    brush.polygon(placed(outline, centre, radius, shape.turn), fill=rim)
     if style != "flat":
         inner = {"outlined": colour, "hollow": ground, "striped": colour}[style]
         share = {"outlined": 0.78, "hollow": 0.58, "striped": 1.0}[style]
-        brush.polygon(_placed(outline, centre, radius * share, shape.turn), fill=inner)
+        brush.polygon(placed(outline, centre, radius * share, shape.turn), fill=inner)
     if style == "striped":
-        _paint_stripes(canvas, _placed(outline, centre, radius * 0.9, shape.turn), centre, radius)
+        _paint_stripes(canvas, placed(outline, centre, radius * 0.9, shape.turn), centre, radius)
 
 
 def _paint_stripes(canvas: Image.Image, outline: list[Point], centre: Point, radius: float) -> None:
@@ -266,13 +266,13 @@ def _paint_shape(brush: ImageDraw.ImageDraw, size: tuple[int, int], shape: Shape
     """A shape with a soft-looking shadow, a darker rim and a highlight."""
     short, colour = min(size), COLOURS[shape.colour]
     radius, centre = shape.radius * short, (shape.x * size[0], shape.y * size[1])
-    outline = _outline(shape.kind)
+    outline = outline_of(shape.kind)
     shadow = (centre[0] + 0.012 * short, centre[1] + 0.018 * short)
-    brush.polygon(_placed(outline, shadow, radius, shape.turn), fill=(30, 30, 60, 60))
-    brush.polygon(_placed(outline, centre, radius, shape.turn), fill=_mix(colour, (0, 0, 0), 0.22))
-    brush.polygon(_placed(outline, centre, radius * 0.88, shape.turn), fill=colour)
+    brush.polygon(placed(outline, shadow, radius, shape.turn), fill=(30, 30, 60, 60))
+    brush.polygon(placed(outline, centre, radius, shape.turn), fill=_mix(colour, (0, 0, 0), 0.22))
+    brush.polygon(placed(outline, centre, radius * 0.88, shape.turn), fill=colour)
     light = (centre[0] - 0.25 * radius, centre[1] - 0.25 * radius)
-    brush.polygon(_placed(_outline("circle"), light, radius * 0.13, 0), fill=(255, 255, 255, 110))
+    brush.polygon(placed(outline_of("circle"), light, radius * 0.13, 0), fill=(255, 255, 255, 110))
 
 
 def _paint_character(brush: ImageDraw.ImageDraw, size: tuple[int, int], look: Look, at: Shape) -> None:
@@ -281,10 +281,10 @@ def _paint_character(brush: ImageDraw.ImageDraw, size: tuple[int, int], look: Lo
     dark, blush = COLOURS["black"], (240, 110, 120, 130)
     for side in (-1, 1):
         eye = (x + side * 0.25 * radius, y - 0.02 * radius)
-        brush.polygon(_placed(_outline("circle"), eye, radius * 0.10, 0), fill=dark)
-        brush.polygon(_placed(_outline("circle"), (eye[0] + 3, eye[1] - 3), radius * 0.035, 0), fill=(255, 255, 255))
+        brush.polygon(placed(outline_of("circle"), eye, radius * 0.10, 0), fill=dark)
+        brush.polygon(placed(outline_of("circle"), (eye[0] + 3, eye[1] - 3), radius * 0.035, 0), fill=(255, 255, 255))
         cheek = (x + side * 0.38 * radius, y + 0.17 * radius)
-        brush.polygon(_placed(_outline("circle"), cheek, radius * 0.08, 0), fill=blush)
+        brush.polygon(placed(outline_of("circle"), cheek, radius * 0.08, 0), fill=blush)
     mouth = [x - 0.15 * radius, y + 0.02 * radius, x + 0.15 * radius, y + 0.24 * radius]
     brush.arc(mouth, 20, 160, fill=dark, width=max(2, round(0.05 * radius)))
     points = [(x + px * radius, y + py * radius) for px, py in _WORN[look.wears]]
@@ -311,7 +311,7 @@ _WORN: dict[str, tuple[Point, ...]] = {
 }
 
 
-def _outline(kind: str) -> list[Point]:
+def outline_of(kind: str) -> list[Point]:
     """The corners of a shape that fits the unit circle, y down."""
     if kind == "circle":
         return [_at_angle(5 * step, 1.0) for step in range(72)]
@@ -335,7 +335,7 @@ def _at_angle(degrees: float, distance: float) -> Point:
     return distance * math.cos(math.radians(degrees)), distance * math.sin(math.radians(degrees))
 
 
-def _placed(points: list[Point], centre: Point, radius: float, turn: float) -> list[Point]:
+def placed(points: list[Point], centre: Point, radius: float, turn: float) -> list[Point]:
     cos, sin = math.cos(math.radians(turn)) * radius, math.sin(math.radians(turn)) * radius
     return [(centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos) for x, y in points]
 
