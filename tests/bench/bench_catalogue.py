@@ -1,6 +1,6 @@
 """Times caption, select, catalogue and report of a made-up run of millions of rows, without a model or a picture.
 
-`python tests/bench/bench_catalogue.py [--small] [--rows N] [--folder DIR]` first makes a run folder as the earlier
+`python tests/bench/bench_catalogue.py [--growth N,N] [--rows N] [--folder DIR]` first makes a run folder as the earlier
 stages would leave it (not part of the figures; kept with --folder, so that a second call starts from it), then runs
 `pipeline.run` over it and `write_report`. Goal: 6 million rows in 15 minutes on 2 cores within 8 GiB.
 
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from rows import Answer, Plot, Row, add_option, write
 
 from sote.cluster import session, storage
 from sote.cluster.storage import RunFolder
@@ -296,18 +297,29 @@ def main() -> None:
     say.add_argument("--rows", type=int, default=6_000_000)
     say.add_argument("--small", action="store_true", help="100,000 rows")
     say.add_argument("--folder", type=Path, help="where the run folder is made and kept; default: a temporary one")
+    say.add_argument("--growth", help="several sizes in place of --rows, with commas")
+    add_option(say)
     given = say.parse_args()
-    rows = 100_000 if given.small else given.rows
-    with tempfile.TemporaryDirectory() as temporary:
-        measure(given.folder or Path(temporary) / "run", rows)
+    sizes = (
+        [int(each) for each in given.growth.split(",")] if given.growth else [100_000 if given.small else given.rows]
+    )
+    found, lines = list[Row](), dict[str, list[tuple[float, float]]]()
+    for rows in sizes:
+        with tempfile.TemporaryDirectory() as temporary:
+            made = measure(given.folder or Path(temporary) / "run", rows)
+        found += made
+        for name, row in zip(("caption, select", "catalogue", "report", "all"), made, strict=True):
+            lines.setdefault(name, []).append((rows, row.ours))
+    plot = Plot("Bookkeeping of a curation, without models", "rows", "rows/s", lines, is_log=True)
+    write(given.json, Answer(found, [plot] if len(sizes) > 1 else []))
 
 
-def measure(folder: Path, rows: int) -> None:
+def measure(folder: Path, rows: int) -> list[Row]:
     """Make the run folder if need be, then time the passes one by one, as `sote curate` runs them."""
     started = time.monotonic()
     make(folder, rows)
     print(f"{machine()}: {rows:,} rows in shards of {SHARD_ROWS:,}; run made in {time.monotonic() - started:.0f} s")
-    work, memory, total = work_of(folder), Memory(), 0.0
+    work, memory, taken = work_of(folder), Memory(), dict[str, float]()
     for stage in ("caption", "select", "latents"):
         shutil.rmtree(folder / "rows" / stage, ignore_errors=True)
     parts: list[tuple[str, Callable[[], object]]] = [
@@ -320,13 +332,19 @@ def measure(folder: Path, rows: int) -> None:
     with session.connect(None):
         print(f"{'start of Ray':<16} {time.monotonic() - started:8.1f} s", flush=True)
         for name, part in parts:
-            total += timed(name, rows, part)
+            taken[name] = timed(name, rows, part)
+    total = sum(taken.values())
     peak, held = memory.close(), sum(path.stat().st_size for path in folder.rglob("*.parquet"))
     minutes = 6e6 / rows * total / 60
     print(f"{'all':<16} {total:8.1f} s  {rows / total:10,.0f} rows/s: 6,000,000 rows in {minutes:.1f} minutes")
     print(f"peak memory of all processes {peak:.2f} GiB")
     size = (folder / "catalogue.parquet").stat().st_size
     print(f"catalogue {size / rows:.0f} bytes a row, all files {held / rows:.0f}")
+    note = f"peak memory of all processes {peak:.2f} GiB"
+    single = [
+        Row(f"{rows:,} rows: {name}", rows / taken[name], "rows/s", detail=True) for name in taken if "none" not in name
+    ]
+    return [*single, Row(f"{rows:,} rows: captions, selection, catalogue, report", rows / total, "rows/s", note=note)]
 
 
 def timed(name: str, rows: int, part: Callable[[], object]) -> float:

@@ -1,10 +1,12 @@
-"""Prints how long near-duplicates take and how much memory: `python tests/bench/bench_dedup.py [--small] [--rows N]`.
+"""Prints how long near-duplicates take, how much memory, and what others take: `python tests/bench/bench_dedup.py`.
 
 1. Growth: random 256-bit hashes, 5 % of them near-copies (up to 8 bits) of others, radius 8; from the matrix of hashes
    to sorted pairs, by one process and as Ray tasks on all cores, each in a fresh process. Memory is the peak of the sum
    of proportional set sizes (a shared page counts once) of the driver, Ray's workers and Ray's own services, sampled
-   five times a second; it includes the hashes. Written to tests/bench/results/dedup.svg as well.
-2. Exactness: of 100,000 such hashes the pairs against comparing all with all by XOR and popcount.
+   five times a second; it includes the hashes. With `--alone` without Ray, and nothing of 3 to 5.
+2. Peers, each exact and with one thread, in turn with ours: imagehash's way, a BK-tree in Python; faiss' flat indexes,
+   of bits and of floats. They compare all with all, so that the ratio grows with the hashes. And exactness: of 100,000
+   such hashes the pairs against comparing all with all by XOR and popcount.
 3. Skewed hashes, half of whose bits are hardly ever set, as gradient hashes of plain backgrounds are.
 4. The pass as a whole on a made-up run of N rows, 30 % of them copies, with thumbnails and inherited names.
 5. Which re-encodings the two hashes find, on drawn scenes.
@@ -16,7 +18,6 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import os
 import platform
 import subprocess
@@ -27,17 +28,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 from numpy.typing import NDArray
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from peers import near
+from rows import Answer, Plot, Row, add_option, in_turn, write
 
 from sote.data import bands
 
 RADIUS = 8
 SIZES, SMALL_SIZES = (100_000, 300_000, 1_000_000, 3_000_000, 6_000_000), (30_000, 100_000)
+PEERS, SMALL_PEERS = (3_000, 50_000, 20_000), (1_000, 10_000, 5_000)  # hashes: BK-tree, bits, floats
 PLANTED = 0.05
-RESULTS = Path(__file__).parent / "results"
 SECONDS_BETWEEN_SAMPLES = 0.2
 SHARD_ROWS = 10_000
 MIB = 1 << 20
@@ -158,72 +161,58 @@ def brute_force(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.concatenate(found)
 
 
-def growth(sizes: tuple[int, ...]) -> list[tuple[int, float, float]]:
-    """Print and return (rows, seconds alone, seconds over Ray)."""
+def growth(sizes: tuple[int, ...], *, has_ray: bool) -> Answer:
+    """Print and return rows and plot."""
     print(f"\n1. {PLANTED:.0%} planted near-copies, radius {RADIUS}; memory in MiB: driver + workers + Ray's services")
-    print(
-        f"{'hashes':>10} {'compared':>11} {'found':>9} {'planted':>17} {'alone s':>8} {'Ray s':>7}  alone MiB; over Ray"
-    )
-    lines = []
+    rows, lines = list[Row](), {way: list[tuple[float, float]]() for way in ("alone", *(["Ray"] if has_ray else []))}
     for size in sizes:
         compared, _, pairs = candidates_of(size)
-        alone, ray = (measured("--search", str(size), "--way", way) for way in ("alone", "Ray"))
-        if not alone["pairs"] == ray["pairs"] == len(pairs):
-            raise SystemExit(f"{size}: alone {alone['pairs']}, over Ray {ray['pairs']}, here {len(pairs)} pairs")
-        if ray["planted_found"] != ray["planted"]:
-            raise SystemExit(f"{size}: of {ray['planted']} planted pairs {ray['planted_found']} were found")
-        planted = f"{ray['planted_found']:,}/{ray['planted']:,}"
-        print(
-            f"{size:>10,} {compared:>11,} {len(pairs):>9,} {planted:>17} {alone['seconds']:>8.1f} "
-            f"{ray['seconds']:>7.1f}  {mib(alone['peak'])}; {mib(ray['peak'])}",
-            flush=True,
-        )
-        lines.append((size, float(alone["seconds"]), float(ray["seconds"])))
-    return lines
+        found = {way: measured("--search", str(size), "--way", way) for way in lines}
+        for way, each in found.items():
+            if each["pairs"] != len(pairs):
+                raise SystemExit(f"{size}, {way}: {each['pairs']} pairs, here {len(pairs)}")
+            if each["planted_found"] != each["planted"]:
+                raise SystemExit(
+                    f"{size}, {way}: of {each['planted']} planted pairs {each['planted_found']} were found"
+                )
+            lines[way].append((size, size / float(each["seconds"])))
+            how = "one process" if way == "alone" else f"Ray tasks on {os.cpu_count()} cores"
+            note = f"{len(pairs):,} pairs, {compared:,} compared; peak MiB {mib(each['peak'])}"
+            rows.append(Row(f"{size:,} hashes, {how}", each["seconds"], "s", "lower", note=note))
+            print(f"{rows[-1].line()}; {note}", flush=True)
+    names = {"alone": "one process", "Ray": "Ray tasks"}
+    named = {names[way]: points for way, points in lines.items()}
+    return Answer(rows, [Plot("Near-duplicates", "hashes", "hashes/s", named, is_log=True)])
+
+
+def peers(counts: tuple[int, ...], *, rounds: int) -> list[Row]:
+    """Ours and each peer in turn over the same hashes."""
+    print(f"\n2. Peers, one thread, medians of {rounds} in turn")
+    rows = []
+    for (name, way), count in zip(near.installed().items(), counts, strict=False):
+        hashes, pairs = hashes_of(count)[0], dict[str, int]()
+
+        def ours(hashes: NDArray[np.uint8] = hashes, pairs: dict[str, int] = pairs) -> float:
+            started = time.perf_counter()
+            pairs["ours"] = len(bands.pairs(hashes, radius=RADIUS))
+            return time.perf_counter() - started
+
+        def theirs(hashes: NDArray[np.uint8] = hashes, pairs: dict[str, int] = pairs, way: Any = way) -> float:
+            seconds, pairs["peer"] = way(hashes, RADIUS)
+            return float(seconds)
+
+        ours()  # imports and first touches
+        medians = in_turn({"ours": ours, "peer": theirs}, rounds=rounds)
+        if pairs["ours"] != pairs["peer"]:
+            raise SystemExit(f"{name}: {pairs['peer']} pairs, ours {pairs['ours']}")
+        rows.append(Row(f"{count:,} hashes beside {name}", medians["ours"], "s", "lower", medians["peer"], name))
+        print(rows[-1].line(), flush=True)
+    return rows
 
 
 def mib(peak: dict[str, int]) -> str:
     parts = " + ".join(f"{peak.get(kind, 0) / MIB:,.0f}" for kind in ("driver", "workers", "services"))
     return f"{parts} = {sum(peak.values()) / MIB:,.0f}"
-
-
-def plot(lines: list[tuple[int, float, float]]) -> str:
-    """Seconds over hashes as an SVG, both axes logarithmic; the thin line is what grows as the number of hashes."""
-    left, bottom, width, height = 60, 300, 480, 260
-    lowest = 10 ** math.floor(math.log10(min(min(line[1:]) for line in lines)))
-    highest = 10 ** math.ceil(math.log10(max(max(line[1:]) for line in lines)))
-    few, many = lines[0][0], lines[-1][0]
-
-    def at(rows: float, seconds: float) -> tuple[float, float]:
-        across = math.log(rows / few) / math.log(many / few)
-        up = math.log(max(seconds, lowest) / lowest) / math.log(highest / lowest)
-        return round(left + width * across, 1), round(bottom - height * up, 1)
-
-    def text(x: float, y: float, words: str, anchor: str = "middle") -> str:
-        return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
-
-    def line(points: list[tuple[float, float]], style: str) -> str:
-        return f'<polyline fill="none" {style} points="{" ".join(f"{x},{y}" for x, y in points)}"/>'
-
-    parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 350" font-family="sans-serif" font-size="12">',
-        '<rect width="600" height="350" fill="white"/>',
-        text(300, 20, f"Seconds for all pairs within {RADIUS} of 256 bits, over the number of hashes"),
-    ]
-    for power in range(round(math.log10(lowest)), round(math.log10(highest)) + 1):
-        y = at(few, 10.0**power)[1]
-        parts += [
-            line([(left, y), (left + width, y)], 'stroke="#ddd"'),
-            text(left - 8, y + 4, f"{10.0**power:g}", "end"),
-        ]
-    for rows, *_ in lines:
-        parts.append(text(at(rows, lowest)[0], bottom + 18, f"{rows / 1e6:g} M"))
-    per_row = lines[-1][1] / many
-    parts.append(line([at(rows, per_row * rows) for rows, *_ in lines], 'stroke="#999" stroke-dasharray="4 4"'))
-    for column, colour, name in ((1, "#1f6feb", "one process"), (2, "#d1570b", "Ray tasks")):
-        parts.append(line([at(each[0], each[column]) for each in lines], f'stroke="{colour}" stroke-width="2"'))
-        parts.append(f'<g fill="{colour}">{text(left + 10, 40 + 16 * column, name, "start")}</g>')
-    return "\n".join([*parts, text(left + 10, 88, "dashed: in proportion to the hashes", "start"), "</svg>"]) + "\n"
 
 
 def exactness(count: int) -> None:
@@ -235,7 +224,7 @@ def exactness(count: int) -> None:
     fast = time.process_time() - started
     same = np.array_equal(found, expected)
     print(
-        f"\n2. {count:,} hashes: all with all {len(expected):,} pairs, {slow:.1f} s; by bands {len(found):,} pairs,",
+        f"{count:,} hashes: all with all {len(expected):,} pairs, {slow:.1f} s; by bands {len(found):,} pairs,",
         end=" ",
     )
     print(f"{fast:.2f} s; equal: {same}")
@@ -350,12 +339,14 @@ def _write(work: Any, shard: int, columns: dict[str, Any], size: int) -> None:
         work.commit(stage, shard, pa.table(filled, schema=wanted), seconds=0.0)
 
 
-def the_pass(rows: int) -> None:
+def the_pass(rows: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         make_run(rows, Path(folder))
         found = measured("--pass", str(rows), "--folder", folder)
     print(f"\n4. The pass on {rows:,} rows, {found['gone']:,} of them go: {found['seconds']:.1f} s", end=" ")
     print(f"in shards of {SHARD_ROWS:,}, peak MiB {mib(found['peak'])}")
+    note = f"{found['gone']:,} of them go; peak MiB {mib(found['peak'])}"
+    return Row(f"the whole pass on {rows:,} rows", found["seconds"], "s", "lower", note=note)
 
 
 def encodings(scenes_drawn: int) -> None:
@@ -396,6 +387,11 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--sizes", help="of 1, with commas")
+    parser.add_argument("--peers", help="how many hashes for the BK-tree, bits, floats, with commas")
+    parser.add_argument("--rounds", type=int, default=3, help="of 2")
+    parser.add_argument("--alone", action="store_true", help="without Ray: neither that of 1 nor 3, 4, 5")
+    add_option(parser)
     parser.add_argument("--rows", type=int, help="of the made-up run of 4; 1,000,000 if not given")
     parser.add_argument("--search", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--way", help=argparse.SUPPRESS)
@@ -409,14 +405,18 @@ def main() -> None:
         print(json.dumps(whole_pass(given.passed, given.folder)))
         return
     print(machine())
-    lines = growth(SMALL_SIZES if given.small else SIZES)
-    if not given.small:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "dedup.svg").write_text(plot(lines), encoding="utf-8")
-    exactness(10_000 if given.small else 100_000)
-    skew(30_000 if given.small else 1_000_000)
-    the_pass(given.rows or (20_000 if given.small else 1_000_000))
-    encodings(4 if given.small else 24)
+    found = growth(_counts(given.sizes) or (SMALL_SIZES if given.small else SIZES), has_ray=not given.alone)
+    rows = [*found.rows, *peers(_counts(given.peers) or (SMALL_PEERS if given.small else PEERS), rounds=given.rounds)]
+    if not given.alone:
+        exactness(10_000 if given.small else 100_000)
+        skew(30_000 if given.small else 1_000_000)
+        rows.append(the_pass(given.rows or (20_000 if given.small else 1_000_000)))
+        encodings(4 if given.small else 24)
+    write(given.json, Answer(rows, found.plots))
+
+
+def _counts(words: str | None) -> tuple[int, ...]:
+    return tuple(map(int, words.split(","))) if words else ()
 
 
 if __name__ == "__main__":

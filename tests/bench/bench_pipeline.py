@@ -5,8 +5,8 @@
 1. Efficiency: rows/s of the whole decode + score + tag pass over the bare models' rows/s on the same device with
    decoded arrays at hand. The models are of middling size (ViT-S/16 at 448 px as tagger, a ViT of 12 layers at 1024),
    with random weights: what matters is that the device binds, as it does with the full-size models.
-2. A plain sequential script in the manner of kohya's tagger (decode, pad, resize, batches of 4, one process), with the
-   same ONNX file, once with the middling tagger and once with a tiny one where decoding binds. Our pass scores too and
+2. A plain sequential script in the manner of kohya's tagger (peers/tagging_loop.py), with the same ONNX file, in turn
+   with ours, once with the middling tagger and once with a tiny one where decoding binds. Our pass scores too and
    makes hashes; its scorers are tiny here, so that both do about the same.
 
 Rates are steady: from the first slice that comes out to the last, so neither Ray's start nor the loading of models
@@ -18,17 +18,18 @@ import json
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import timm
 import torch
+from peers import tagging_loop
 from PIL import Image
+from rows import Answer, Row, add_option, in_turn, write
 from transformers import ViTConfig, ViTForImageClassification
 
 from sote.cluster import session, storage
@@ -43,7 +44,6 @@ from sote.data.tag import LABELS, MODEL, Tagger
 
 SLICE_ROWS = 16
 SIZE = (1280, 1700)
-SCRIPT_BATCH = 4  # kohya's command in the model card
 
 
 class AsTagger(torch.nn.Module):
@@ -141,72 +141,69 @@ def ours(models: Models, source: Path, run: Path) -> float:
     return sum(rows for _, rows in times[1:]) / (times[-1][0] - times[0][0])
 
 
-def script(tagger: Path, source: Path) -> float:
-    """Rows/s of one process that decodes, pads, resizes and tags in batches of four, one thing after the other."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    session_ = ort.InferenceSession(tagger / MODEL, options, providers=["CPUExecutionProvider"])
-    given = session_.get_inputs()[0]
-    files, batch, start, done = sorted(source.iterdir()), [], time.perf_counter(), 0
-    for at, file in enumerate(files):
-        with Image.open(file) as opened:
-            picture = opened.convert("RGB")
-        side = max(picture.size)
-        square = Image.new("RGB", (side, side), (255, 255, 255))
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        small = square.resize((given.shape[1], given.shape[2]), Image.Resampling.BICUBIC)
-        batch.append(np.asarray(small)[:, :, ::-1].astype(np.float32))
-        if len(batch) == SCRIPT_BATCH:
-            probabilities = session_.run(None, {given.name: np.stack(batch)})[0]
-            [np.flatnonzero(row > 0.35) for row in probabilities]
-            batch = []
-            if at < SCRIPT_BATCH:
-                start, done = time.perf_counter(), 0  # the first batch warms up
-            else:
-                done += SCRIPT_BATCH
-    return done / (time.perf_counter() - start)
-
-
 def main() -> None:
     words = argparse.ArgumentParser()
     words.add_argument("--small", action="store_true", help="few pictures: a look at whether it runs, not a figure")
-    small = words.parse_args().small
-    few, many = (48, 96) if small else (128, 512)
+    add_option(words)
+    given = words.parse_args()
+    few, many, rounds = (48, 96, 1) if given.small else (128, 384, 2)
     place = Path(tempfile.mkdtemp(prefix="sote-bench-"))
+    print(f"machine: {platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, no GPU used")
     try:
-        pictures(place / "many", many)
-        (place / "few").mkdir()
-        for file in sorted((place / "many").iterdir())[:few]:
-            (place / "few" / file.name).hardlink_to(file)
-        standins.make(place / "tiny")
-        tiny = place / "tiny"
-        middling_tagger(place / "tagger", tiny / "tagger")
-        middling_vit(place / "aesthetic", tiny / "aesthetic")
-        rest = {"quality_clip": tiny / "quality_clip", "quality_head": tiny / "quality_head",
-                "score": ScorePart(), "tag": TagPart()}  # fmt: skip
-        both: Any = Models(aesthetic=place / "aesthetic", tagger=place / "tagger", **rest)
-        only: Any = Models(aesthetic=tiny / "aesthetic", tagger=place / "tagger", **rest)
-        least: Any = Models(aesthetic=tiny / "aesthetic", tagger=tiny / "tagger", **rest)
-        print(
-            f"machine: {platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, no GPU used"
-        )
-        alone = bare(both, few // 2)
+        models = make(place, few=few, many=many)
         with session.connect():
-            pass_both = ours(both, place / "few", place / "run both")
-            alone = (alone + bare(both, few // 2)) / 2  # before and after: machines are noisy
-            print(f"efficiency: bare models {alone:.2f} rows/s, whole pass {pass_both:.2f} rows/s: "
-                  f"{pass_both / alone:.2f} (goal 0.90)", flush=True)  # fmt: skip
-            pass_only = ours(only, place / "few", place / "run only")
-            pass_least = ours(least, place / "many", place / "run least")
-        for name, tagger, source, rate in (
-            ("middling tagger", only.tagger, place / "few", pass_only),
-            ("tiny tagger", least.tagger, place / "many", pass_least),
-        ):
-            plain = script(tagger, source)
-            print(f"{name}: plain script {plain:.2f} rows/s, whole pass {rate:.2f} rows/s: {rate / plain:.2f} times")
+            rows = [efficiency(models["both"], place, few), *beside(models, place, rounds)]
     finally:
         shutil.rmtree(place)
+    for row in rows:
+        print(row.line())
+    write(given.json, Answer(rows))
+
+
+def make(place: Path, *, few: int, many: int) -> dict[str, Models]:
+    """Pictures in the folders `few` and `many`, and the models of the three measurements."""
+    pictures(place / "many", many)
+    (place / "few").mkdir()
+    for file in sorted((place / "many").iterdir())[:few]:
+        (place / "few" / file.name).hardlink_to(file)
+    standins.make(place / "tiny")
+    tiny = place / "tiny"
+    middling_tagger(place / "tagger", tiny / "tagger")
+    middling_vit(place / "aesthetic", tiny / "aesthetic")
+    rest: Any = {"quality_clip": tiny / "quality_clip", "quality_head": tiny / "quality_head",
+                 "score": ScorePart(), "tag": TagPart()}  # fmt: skip
+    return {
+        "both": Models(aesthetic=place / "aesthetic", tagger=place / "tagger", **rest),
+        "middling": Models(aesthetic=tiny / "aesthetic", tagger=place / "tagger", **rest),
+        "tiny": Models(aesthetic=tiny / "aesthetic", tagger=tiny / "tagger", **rest),
+    }
+
+
+def efficiency(models: Models, place: Path, few: int) -> Row:
+    """The whole pass beside the bare models, which are measured before and after: machines are noisy."""
+    alone = bare(models, few // 2)
+    whole = ours(models, place / "few", place / "run both")
+    alone = (alone + bare(models, few // 2)) / 2
+    return Row(
+        "scoring and tagging from files, middling models", whole, "pictures/s", peer=alone,
+        peer_is="the same models alone on arrays at hand", note="a ratio of 1 is all there is to have; goal 0.90",
+    )  # fmt: skip
+
+
+def beside(models: dict[str, Models], place: Path, rounds: int) -> Iterator[Row]:
+    """The pass and the plain script in turn, with either tagger."""
+    for name, source in (("middling", place / "few"), ("tiny", place / "many")):
+        runs = (place / f"run {name} {at}" for at in range(rounds))
+        ways = {
+            "ours": lambda name=name, source=source, runs=runs: ours(models[name], source, next(runs)),
+            "peer": lambda name=name, source=source: tagging_loop.rate(models[name].tagger, source),
+        }
+        medians = in_turn(ways, rounds=rounds)
+        yield Row(
+            f"tagging files with a {name} tagger", medians["ours"], "pictures/s", peer=medians["peer"],
+            peer_is="a sequential loop: Pillow, onnxruntime", note="ours scores and hashes too",
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

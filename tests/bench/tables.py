@@ -12,8 +12,8 @@ HEAD = """# Benchmarks
 
 `make bench` writes this file: every bench that a machine can run, ours and the peer's way in the same run. What is not
 here was not measured. The ratio says how many times better ours is, whichever way is better for the unit; **below 1 the
-peer's is better**. A commit with `+` had changes that were not committed. "Busy" is a machine of which
-more than a tenth of a core was at other work when the bench began. What each bench does not show: `tests/bench/NOTES.md`.
+peer's is better**. A commit with `+` had changes that were not committed. "Busy" is a machine that had more than a
+tenth of a core at other work when the bench began. What each bench does not show: `tests/bench/NOTES.md`.
 """
 BUSY_CORES = 0.1  # at other work before a bench begins
 COLUMNS = ("what", "ours", "peer", "ratio", "machine", "date", "commit", "command")
