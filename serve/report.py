@@ -1,6 +1,7 @@
 """RUN/report.html: everything that a run has to show, as one file that needs no network.
 
-Reads: run.json, and what data/report.py and train/report.py read; metrics.jsonl (lines of kind "image"), images/.
+Reads: run.json, and what data/report.py, train/report.py and serve/report_adherence.py read; metrics.jsonl (lines of
+kind "image"), images/.
 Writes: report.html.
 
 Kind: pure, but for files.
@@ -18,6 +19,7 @@ from sote.cluster.status import read_record
 from sote.cluster.storage import RunFolder
 from sote.data import report as data_report
 from sote.data.gallery import opened
+from sote.serve import report_adherence
 from sote.train import report as train_report
 
 # Sides in pixels and bytes at most: 250 kB and 6 x 110 kB, 1.2 MB as text.
@@ -31,12 +33,13 @@ Line = dict[str, Any]
 def write_report(run: Path) -> Path:
     """Write the report of the run folder `run` and return its path.
 
-    Raises RunFolderError if there is no such folder, or if it is no run folder.
+    Raises RunFolderError if there is no such folder, if it is no run folder, or if a file in it is not of its form.
     """
     folder = RunFolder(run)
     record = read_record(folder)
     found = (data_report.chapter(folder), train_report.chapter(folder), chapter(folder))
-    chapters = [each for each in found if each is not None]
+    measured = report_adherence.chapter(folder)  # stands before the images
+    chapters = [each for each in (*found[:2], measured, found[2]) if each is not None]
     absent = [name for name, each in zip(("curation", "training", "images"), found, strict=True) if each is None]
     name = folder.root.resolve().name
     text = page.page(
