@@ -58,7 +58,7 @@ def make(folder: Path, *, seed: int = 0) -> None:
 
 def make_aesthetic(folder: Path, samples: list[Image.Image], *, seed: int) -> None:
     """A ViTForImageClassification folder with aesthetic-shadow-v2's labels and preparation."""
-    config = _aesthetic_config()
+    config = aesthetic_config()
     model = seeded(lambda: ViTForImageClassification(ViTConfig.from_dict(config)), seed=seed)
     prepare = Preparation(AESTHETIC_SIDE, AESTHETIC_SIDE, 1 / 255, AESTHETIC_MEAN, AESTHETIC_STD)
     pixels = np.stack([aesthetic_input(image, width=prepare.width, height=prepare.height) for image in samples])
@@ -70,7 +70,7 @@ def make_aesthetic(folder: Path, samples: list[Image.Image], *, seed: int) -> No
         model.classifier.bias.copy_(torch.tensor([offset / 2, -offset / 2]))
     write_safetensors(folder / "model.safetensors", published(model, VIT_NAMES))
     write_json(folder / "config.json", config)
-    write_json(folder / "preprocessor_config.json", _aesthetic_preparation())
+    write_json(folder / "preprocessor_config.json", aesthetic_preparation())
 
 
 def make_quality(clip_folder: Path, head_folder: Path, samples: list[Image.Image], *, seed: int) -> None:
@@ -131,8 +131,8 @@ def make_encoder(folder: Path, samples: list[Image.Image], *, seed: int) -> None
     write_safetensors(folder / ENCODER_FILE, published(net))
 
 
-def _aesthetic_config() -> dict[str, Any]:
-    """config.json with the published one's fields, the numbers of label2id as the strings that they are there."""
+def aesthetic_config() -> dict[str, Any]:
+    """config.json of the aesthetic scorer with the published fields; label2id has strings, as there."""
     return {
         "architectures": ["ViTForImageClassification"],
         "attention_probs_dropout_prob": 0.0,
@@ -158,7 +158,8 @@ def _aesthetic_config() -> dict[str, Any]:
     }
 
 
-def _aesthetic_preparation() -> dict[str, Any]:
+def aesthetic_preparation() -> dict[str, Any]:
+    """preprocessor_config.json of the aesthetic scorer with the published one's fields."""
     return {
         "do_normalize": True,
         "do_rescale": True,
