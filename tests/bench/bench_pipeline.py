@@ -132,7 +132,7 @@ def ours(models: Models, source: Path, run: Path) -> float:
         duplicates=DuplicatesPart(),
         work=WorkPart(),
     )  # fmt: skip
-    with storage.open_run(recipe, verb="curate", command="bench") as folder:
+    with session.connect(), storage.open_run(recipe, verb="curate", command="bench") as folder:
         work = Work(recipe, RunFolder(folder.root), pipeline.digests(recipe))
         pipeline.STAGES[0].run(work)
         times: list[tuple[float, int]] = []
@@ -151,8 +151,7 @@ def main() -> None:
     print(f"machine: {platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, no GPU used")
     try:
         models = make(place, few=few, many=many)
-        with session.connect():
-            rows = [efficiency(models["both"], place, few), *beside(models, place, rounds)]
+        rows = [efficiency(models["both"], place, few), *beside(models, place, rounds)]
     finally:
         shutil.rmtree(place)
     for row in rows:

@@ -1,8 +1,8 @@
 """Prints what Ray Train and DeepSpeed cost around a tiny model: `python tests/bench/train_overhead.py`.
 
 The same recipe (same batches, same micro-batches, one thread for each worker) is trained by the bare loop (engine.Plain
-in one process of its own), by Ray Train and DeepSpeed with one worker, by the bare loop again, by two workers, and by
-the bare loop once more; the bare figure is the median of all three. A step's seconds are images of a step / the
+in one process of its own) and by Ray Train and DeepSpeed in turn, with one worker, two and four: with more workers than
+cores they share these. The bare figure is the median of all its runs. A step's seconds are images of a step / the
 images_per_second that the run logged; the first steps of each run are left out. What Ray's processes do beside the
 training on the same cores is in the figures; the start of the workers is not, and is printed by itself.
 
@@ -10,6 +10,7 @@ Not measured: several machines, GPUs, ZeRO stages above the one asked for with -
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import platform
@@ -18,14 +19,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rows import Answer, Plot, Row, add_option, write
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 WARM_UP = 5  # steps
+MICROS = 4  # micro-batches of a step
 CONFTEST = Path(__file__).parent.parent / "train" / "conftest.py"
 
 
@@ -37,6 +42,7 @@ class Figure:
     seconds: list[float]
     waits: list[float]
     start_seconds: float
+    workers: int  # 0: the bare loop
 
     @property
     def median(self) -> float:
@@ -52,7 +58,7 @@ def recipe(run: Path, *, work: Path, steps: int, workers: int, zero: int, batch:
         "data": {"curated": str(work / "curated")},
         "model": {"prior": str(work / "models" / "prior")},
         "optimizer": {"text_encoder_learning_rate": 4e-6},
-        "batch": {"effective_batch": batch, "micro_batch": batch // 2},
+        "batch": {"effective_batch": batch, "micro_batch": batch // MICROS},
         "length": {"max_steps": steps},
         "workers": {"count": workers, "zero_stage": zero},
         "checkpoint": {"every_steps": steps},
@@ -96,7 +102,26 @@ def around(run: Path, options: argparse.Namespace) -> None:
         run, work=Path(options.work), steps=options.steps, workers=options.workers, zero=options.zero,
         batch=options.batch,
     )  # fmt: skip
-    launch.run(made, folder=RunFolder(run), address=None)
+    with cores(options.workers):
+        launch.run(made, folder=RunFolder(run), address=None)
+
+
+@contextlib.contextmanager
+def cores(wanted: int) -> Iterator[None]:
+    """More workers than cores have a Ray that believes in as many cores; all others an own one, as always."""
+    if wanted <= len(os.sched_getaffinity(0)):
+        yield
+        return
+    import ray
+
+    from sote.cluster import session
+
+    os.environ.update(session.QUIET | session.LOCAL)
+    ray.init(address="local", num_cpus=wanted, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def measure(name: str, way: str, options: argparse.Namespace, *, workers: int = 1) -> Figure:
@@ -111,14 +136,15 @@ def measure(name: str, way: str, options: argparse.Namespace, *, workers: int = 
     lines = [line for line in logs.read_metrics(run / "metrics.jsonl") if line["kind"] == "step"]
     kept = lines[WARM_UP:]
     seconds = [options.batch / line["images_per_second"] for line in kept]
-    return Figure(name, seconds, [line["data_wait_share"] for line in kept], lines[0]["time"] - began)
+    waits = [line["data_wait_share"] for line in kept]
+    return Figure(name, seconds, waits, lines[0]["time"] - began, workers if way == "around" else 0)
 
 
 def render(figures: list[Figure], options: argparse.Namespace) -> None:
     """The table."""
     own = [seconds for figure in figures if figure.name.startswith("bare") for seconds in figure.seconds]
     base = statistics.median(own)
-    print(f"\n{platform.machine()}, {os.cpu_count()} cores, {options.batch} images a step in 2 micro-batches, "
+    print(f"\n{platform.machine()}, {os.cpu_count()} cores, {options.batch} images a step in {MICROS} micro-batches, "
           f"{options.steps} steps of which {WARM_UP} are left out, ZeRO stage {options.zero}")  # fmt: skip
     print(f"{'':32} {'s/step':>8} {'10 %..90 %':>16} {'against bare':>13} {'data wait':>10} {'to step 1':>10}")
     for figure in figures:
@@ -130,12 +156,33 @@ def render(figures: list[Figure], options: argparse.Namespace) -> None:
     print("one worker: goal at most +10 %; two workers share the step, so -50 % would be no cost at all")
 
 
+def answer(figures: list[Figure]) -> Answer:
+    """Rows against the bare loop, and steps a second over workers."""
+    base = statistics.median(seconds for figure in figures if not figure.workers for seconds in figure.seconds)
+    around = [figure for figure in figures if figure.workers]
+    rows = [
+        Row(
+            f"a step with Ray Train and DeepSpeed, {figure.workers} worker{'s' * (figure.workers > 1)} on "
+            f"{len(os.sched_getaffinity(0))} cores", figure.median, "s", "lower", base, "the bare loop, one process",
+            note="goal at least 0.91" if figure.workers == 1 else "",
+        )
+        for figure in around
+    ]  # fmt: skip
+    lines = {
+        "Ray Train and DeepSpeed": [(float(figure.workers), 1 / figure.median) for figure in around],
+        "the bare loop, one process": [(1.0, 1 / base)],
+    }
+    return Answer(rows, [Plot("Training on CPU workers, the same batch for all", "workers", "steps/s", lines)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--zero", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--growth", default="1,2,4", help="workers to be tried, with commas")
+    add_option(parser)
     parser.add_argument("--way", choices=("bare", "around"))
     parser.add_argument("--run", type=Path)
     parser.add_argument("--work")
@@ -146,14 +193,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         options.work = work
         make(Path(work))
-        plan = (
-            ("bare loop", "bare", 1),
-            ("Ray Train + DeepSpeed, 1 worker", "around", 1),
-            ("bare loop, again", "bare", 1),
-            ("Ray Train + DeepSpeed, 2 workers", "around", 2),
-            ("bare loop, once more", "bare", 1),
-        )
-        render([measure(name, way, options, workers=workers) for name, way, workers in plan], options)
+        figures = [measure("bare loop", "bare", options)]
+        for workers in map(int, options.growth.split(",")):
+            figures.append(measure(f"Ray Train + DeepSpeed, {workers}", "around", options, workers=workers))
+            figures.append(measure(f"bare loop, after {workers}", "bare", options))
+    render(figures, options)
+    write(options.json, answer(figures))
 
 
 if __name__ == "__main__":

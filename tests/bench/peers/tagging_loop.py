@@ -1,7 +1,7 @@
 """A peer: tags by a plain sequential script, in the manner of kohya's tagger (tag_images_by_wd14_tagger.py).
 
 Own code after what that does: one process opens a picture with Pillow, pads it to a white square, resizes it, and
-gives batches of four to onnxruntime, one thing after the other; onnxruntime has all cores. It neither scores nor hashes.
+gives batches of four to onnxruntime, one thing after the other. onnxruntime has all cores. Nothing is scored or hashed.
 """
 
 import os

@@ -1,0 +1,143 @@
+"""Seconds of a whole training step of Stage C on the CPU, ours beside a plain loop: `python tests/bench/train_loop.py`.
+
+Both read the same latents and captions, encode the text with the same frozen text encoder, and run the same UNet in
+float32 over the same batch in micro-batches of the same size, with AdamW and with Adafactor, on all cores. Ours is the
+bare loop of a run (engine.Plain), with its order, guard, figures and reading ahead; the other is
+peers/training_loop.py. Each run is a process of its own; runs alternate, the first steps are left out, and a figure is
+the median of a run's steps, and of the runs' medians. `--size stand-in` is the miniature of the tests, in which the
+work around the model is most of a step; `narrow` has four times its width and eight times its layers.
+
+Not measured: a GPU, bfloat16, the text encoder trained, several workers (train_overhead.py).
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from rows import Answer, Row, add_option, in_turn, write
+from train_overhead import make
+
+HERE = Path(__file__).resolve().parent
+BATCH, MICRO = 16, 8
+WARM_UP = 3  # steps
+OPTIMIZERS = ("adamw", "adafactor")
+NARROW: dict[str, Any] = {
+    "conditioning_dim": 256,
+    "block_out_channels": (256, 256),
+    "num_attention_heads": (8, 8),
+    "down_num_layers_per_block": (4, 16),
+    "up_num_layers_per_block": (16, 4),
+}
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--size", choices=("stand-in", "narrow", "both"), default="both")
+    asked.add_argument("--steps", type=int, default=15)
+    asked.add_argument("--rounds", type=int, default=2)
+    asked.add_argument("--optimizers", default=",".join(OPTIMIZERS), help="with commas")
+    asked.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    asked.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
+    asked.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    add_option(asked)
+    given = asked.parse_args()
+    if given.ours is not None:
+        ours(given.ours, given)
+        return
+    print(f"{platform.machine()}, {given.threads} threads, {BATCH} images a step in micro-batches of {MICRO}")
+    found = []
+    for size in ("stand-in", "narrow") if given.size == "both" else (given.size,):
+        with tempfile.TemporaryDirectory() as folder:
+            given.work = Path(folder)
+            make(given.work)
+            if size == "narrow":
+                widen(given.work / "models" / "prior" / "prior")
+            for optimizer in given.optimizers.split(","):
+                found.append(beside(size, optimizer, given))
+                print(found[-1].line(), flush=True)
+    write(given.json, Answer(found))
+
+
+def widen(folder: Path) -> None:
+    """Put the larger UNet in place of the stand-in's."""
+    import torch
+    from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
+
+    from sote.train import standins
+
+    torch.manual_seed(0)
+    StableCascadeUNet(**standins.PRIOR_CONFIG | NARROW).save_pretrained(folder)
+
+
+def beside(size: str, optimizer: str, given: argparse.Namespace) -> Row:
+    """Both loops in turn."""
+    given.optimizers = optimizer
+    numbers = iter(range(given.rounds))
+    ways = {"ours": lambda: _ours(next(numbers), given), "peer": lambda: _theirs(given)}
+    medians = in_turn(ways, rounds=given.rounds)
+    return Row(
+        f"a step of {BATCH} images, {size} model, {optimizer}, float32", medians["ours"], "s", "lower",
+        medians["peer"], "plain torch and diffusers",
+    )  # fmt: skip
+
+
+def _ours(number: int, given: argparse.Namespace) -> float:
+    """Seconds of a step, by what the run logged."""
+    from sote.cluster import logs
+
+    run = given.work / f"run {given.optimizers} {number}"
+    _do([str(HERE / "train_loop.py"), "--ours", str(run), "--work", str(given.work), "--steps", str(given.steps),
+         "--threads", str(given.threads), "--optimizers", given.optimizers])  # fmt: skip
+    lines = [line for line in logs.read_metrics(run / "metrics.jsonl") if line["kind"] == "step"]
+    return statistics.median(BATCH / line["images_per_second"] for line in lines[WARM_UP:])
+
+
+def _theirs(given: argparse.Namespace) -> float:
+    words = [str(HERE / "peers" / "training_loop.py"), "--prior", str(given.work / "models" / "prior")]
+    words += ["--curated", str(given.work / "curated"), "--optimizer", given.optimizers, "--batch", str(BATCH)]
+    words += ["--micro", str(MICRO), "--steps", str(given.steps), "--threads", str(given.threads)]
+    return statistics.median(json.loads(_do(words).splitlines()[-1])[WARM_UP:])
+
+
+def _do(words: list[str]) -> str:
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{words[0]} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    return done.stdout
+
+
+def ours(run: Path, given: argparse.Namespace) -> None:
+    """The loop of a run and nothing around it, in this process."""
+    import torch
+
+    from sote.cluster.storage import RunFolder
+    from sote.train import worker
+    from sote.train.checkpoint import Origin
+    from sote.train.engine import Plain
+    from sote.train.recipe import TrainRecipe
+
+    torch.set_num_threads(given.threads)
+    recipe = TrainRecipe.model_validate({
+        "run": str(run),
+        "data": {"curated": str(given.work / "curated")},
+        "model": {"prior": str(given.work / "models" / "prior")},
+        "optimizer": {"name": given.optimizers},
+        "batch": {"effective_batch": BATCH, "micro_batch": MICRO},
+        "length": {"max_steps": given.steps},
+        "workers": {"count": 1, "precision": "float32"},
+        "checkpoint": {"every_steps": given.steps},
+    })  # fmt: skip
+    worker.train(recipe, folder=RunFolder(run), origin=Origin("", 32.0, ""), found=None, make_engine=Plain)
+
+
+if __name__ == "__main__":
+    main()
