@@ -87,9 +87,10 @@ def make(folder: Path, rows: int) -> None:
         pass
     shards = [(folder, shard, count, min(SHARD_ROWS, rows - shard * SHARD_ROWS)) for shard in range(count)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        list(pool.map(_make_template, [folder] * TEMPLATES, range(TEMPLATES)))
+        templates = range(min(TEMPLATES, rows // SHARD_ROWS))  # the last shard of fewer rows has its own
+        list(pool.map(_make_template, [folder] * len(templates), templates))
         list(pool.map(_make_shard, shards, chunksize=8))
-    shutil.rmtree(folder / "templates")
+    shutil.rmtree(folder / "templates", ignore_errors=True)
     storage.commit(work.index_marker, digest=work.digests["index"], shards=count, rows=rows)
 
 

@@ -4,8 +4,8 @@
 
 diffusers' UNet and noise scheduler, transformers' frozen text encoder, torch's AdamW or transformers' Adafactor; in
 float32, with the P2 weight on the loss, gradients added up over micro-batches and clipped. Captions are encoded at each
-step; latents lie in memory. No checkpoints, no figures, no guard, no order that can be continued: what a script would leave out.
-Prints the seconds of each step as JSON.
+step; latents lie in memory. What a script would leave out is not there: checkpoints, figures, a guard, an order that
+can be continued. Prints the seconds of each step as JSON.
 """
 
 import argparse
