@@ -5,25 +5,22 @@ The networks of wd-swinv2-tagger-v3 and aesthetic-shadow-v2 with random weights,
 arrays in memory to probabilities in memory, as the engines run in a curation; the tagger is data/engine_timm.py itself.
 Beside each rate: what share of the matrix ceiling it is, measured in the same run as one large bfloat16 product, and
 how far the numbers lie from float32's on the numeric gate's sample. Needs torch, timm, transformers and numpy alone.
-The figures go to tests/bench/results/bench_models.<machine>.json, too.
 """
 
 import argparse
 import copy
 import json
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rows
 import timm
 import torch
-import transformers
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
@@ -35,7 +32,6 @@ from sote.cluster.devices import Device
 from sote.data import fitting, gate
 from sote.data.engine_timm import TimmEngine
 
-RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = (
     "trained weights (differences from float32 are those of random ones)",
     "decoding, resizing and Ray",
@@ -120,7 +116,9 @@ class Scorer:
 def main() -> None:
     asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     asked.add_argument("--small", action="store_true", help="networks in miniature, for a machine without accelerator")
-    small = asked.parse_args().small
+    rows.add_option(asked)
+    given = asked.parse_args()
+    small = given.small
     device = devices.here()
     if device.kind == "cpu" and not small:
         asked.exit(2, "no accelerator here: at full size this needs one; run it with --small\n")
@@ -138,7 +136,8 @@ def main() -> None:
         print(f"{model}: {rate_of:,.1f} pictures/s ({goal})")
     left_out = (*NOT_MEASURED, *(("the networks at full size",) if small else ()))
     print("not measured: " + "; ".join(left_out))
-    write(device, ceiling, rates, small=small, not_measured=left_out)
+    made = [row(rate, small=small) for rate in rates]
+    rows.write(given.json, rows.Answer(made, (), left_out))
 
 
 @dataclass(frozen=True)
@@ -286,23 +285,13 @@ def line(rate: Rate) -> str:
     )
 
 
-def write(device: Device, ceiling: float, rates: list[Rate], *, small: bool, not_measured: tuple[str, ...]) -> None:
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    facts = {
-        "machine": {"device": asdict(device), "cpu": devices.cpu().name, "python": platform.python_version()},
-        "versions": {each.__name__: each.__version__ for each in (torch, timm, transformers)},
-        "commit": head or None,
-        "small": small,
-        "ceiling_flop_per_second": ceiling,
-        "goals_on_h200": GOALS,
-        "rates": [asdict(rate) for rate in rates],
-        "not_measured": not_measured,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    name = "".join(each if each.isalnum() else "-" for each in device.name).strip("-")
-    path = RESULTS / f"bench_models.{name}{'.small' if small else ''}.json"
-    path.write_text(json.dumps(facts, indent=1) + "\n")
-    print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}")
+def row(rate: Rate, *, small: bool) -> rows.Row:
+    """A rate as it is kept; the author's own goal stands beside the full size."""
+    goal = "" if small else f", goal on an H200 {GOALS[rate.model]:,.0f}"
+    how = f"{rate.dtype}{' compiled' if rate.compiled else ''}, batch {rate.batch}"
+    size = "in miniature" if small else "full size"
+    note = f"{rate.of_ceiling:.0%} of one large product{goal}"
+    return rows.Row(f"{size}: {rate.model}, {how}", rate.pictures_per_second, "pictures/s", note=note)
 
 
 if __name__ == "__main__":

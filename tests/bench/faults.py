@@ -5,14 +5,12 @@
 Each fault is done to a small curation, training or server while it works. "Again" is rows that a model looked at more
 than once, steps that were made again, or requests that failed; "recovered" is seconds from the fault to the next
 progress: a shard committed, a step that was not there before, an answer. "Equal" is whether the catalogue has the same
-bytes as that of one machine, the losses those of a run that nothing happened to. Writes
-tests/bench/results/faults_<cpus>cpu.json.
+bytes as that of one machine, the losses those of a run that nothing happened to. Needs PYTHONPATH=. where it is not
+started by run.py.
 """
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -24,12 +22,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+from rows import Answer, Row, add_option, write
 
 from sote.cluster import recipe as recipes
 from sote.serve.recipe import DefaultsPart, ModelPart, ServeRecipe
@@ -37,7 +35,6 @@ from sote.train import standins
 from tests.cluster import small
 from tests.cluster.simulated import LOCAL, Driver, Simulated, wait
 
-RESULTS = Path(__file__).resolve().parent / "results"
 HANG_SECONDS, SLOW_SECONDS = 10.0, 2.0
 STEPS, EVERY_STEPS = 60, 20
 REQUESTS, CLIENTS = 60, 3
@@ -58,6 +55,13 @@ class Outcome:
         recovered = "" if self.recovered_seconds is None else f"{self.recovered_seconds:.1f}"
         equal = {True: "yes", False: "NO", None: ""}[self.equal]
         return f"{self.fault:44} {self.again:>20} {recovered:>10} {self.seconds:>8.1f} {equal:>6}  {self.note}"
+
+    def row(self) -> Row:
+        """As it is kept."""
+        recovered = "" if self.recovered_seconds is None else f"recovered in {self.recovered_seconds:.1f} s"
+        equal = {True: "equal", False: "NOT EQUAL", None: ""}[self.equal]
+        again = f"{self.again} again" if self.again else ""
+        return Row(self.fault, self.seconds, "s", "lower", note="; ".join(filter(None, [again, recovered, equal])))
 
 
 class Curating:
@@ -318,18 +322,11 @@ def _asked(url: str, cluster: Simulated) -> Outcome:
 KINDS = ("Ingress", "Prior", "Decoder")
 
 
-def _machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"date": when, "commit": commit.stdout.strip(), "cpu": cpu, "cpus": os.cpu_count()}
-
-
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--only", default="", help="curate, train or serve")
     words.add_argument("--pictures", type=int, default=64)
+    add_option(words)
     given = words.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="sote-faults-"))
     parts = {
@@ -337,15 +334,13 @@ def main() -> None:
         "train": lambda: trainings(_in(folder / "train")),
         "serve": lambda: servings(_in(folder / "serve")),
     }
-    path = RESULTS / f"faults_{os.cpu_count()}cpu.json"
-    before = json.loads(path.read_text())["faults"] if path.exists() else []
-    rows = [row for row in before if given.only and not row["fault"].startswith(given.only)]
+    found = list[Row]()
     print(f"{'fault':44} {'again':>20} {'recovered':>10} {'seconds':>8} {'equal':>6}")
     for name, part in parts.items():
         for outcome in part() if given.only in ("", name) else ():
             print(outcome.line(), flush=True)
-            rows.append(asdict(outcome))
-            path.write_text(json.dumps(_machine() | {"faults": rows}, indent=1) + "\n")
+            found.append(outcome.row())
+            write(given.json, Answer(found))
     shutil.rmtree(folder)
 
 

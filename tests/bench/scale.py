@@ -1,8 +1,8 @@
 """Says what six million and six hundred million images take, and what breaks first: `python tests/bench/scale.py`.
 
 The real pipeline, pool, commits and markers with fake devices that sleep; each part in a process of its own. What was
-measured is kept in tests/bench/results/scale_<cpus>cpu.json; `--only feed,tail` measures some anew, `--only none`
-prints what is kept. "Measured" is of this machine at the size that is said; "computed" is that times rows, shards or
+measured is kept in runs/bench/scale.json, or else is that of the results; `--only feed,tail` measures some anew, `--only
+none` prints what is kept. "Measured" is of this machine at the size that is said; "computed" is that times rows, shards or
 slices. Seconds are CPU seconds of the process where they are named so: a busy machine changes them less than the clock.
 
 Not measured: several machines, a network between them, object stores, real models.
@@ -22,10 +22,15 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import machine
+import results
+from rows import Answer, Row, add_option, put, write
+
 from sote.data import costs, shards
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / f"scale_{os.cpu_count()}cpu.json"
+KEPT = results.TOP / "runs" / "bench" / "scale.json"
+BENCH = "scale"
 SIZES = (6_000_000, 600_000_000)
 SHARD_ROWS, SLICE_ROWS = 4000, 16  # as data/recipes/sote_6m.toml
 STAGES = 9
@@ -33,6 +38,19 @@ HEAD_BYTES = 32e9  # cluster/cluster_profile.py's head
 GIB = 1 << 30
 WAITS = "ms a device waits between slices (median)"
 WORKS = "share of its time that a device works"
+# What BENCHMARKS.md shows; the rest is in the results
+SHOWN = {
+    ("pieces", "driver CPU ms a slice"),
+    ("tail", "over ideal"),
+    ("two ahead", "over ideal"),
+    ("fast", WORKS),
+    ("fast two ahead", WORKS),
+    ("waves", "seconds between waves"),
+    ("files", "status: us a shard"),
+    ("bytes", "catalogue: bytes a row"),
+    ("duplicates", "bytes a row"),
+    ("rows", "bytes a row"),
+}
 Figures = dict[str, float]
 Kept = dict[str, dict[str, Any]]
 
@@ -58,13 +76,13 @@ def main() -> None:
     say = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     say.add_argument("--only", help=f"parts to measure, with commas: {', '.join(PARTS)}; none")
     say.add_argument("--prices", type=Path, default=HERE / "scale_prices.toml")
+    add_option(say)
     given = say.parse_args()
-    kept: Kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept = before()
     for part in [name for name in PARTS if given.only is None or name in given.only.split(",")]:
         print(f"measuring {part} ...", file=sys.stderr, flush=True)
         kept[part] = measured(PARTS[part])
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        put(KEPT, json.dumps(kept, indent=1) + "\n")
     for part, facts in kept.items():
         print(f"\n{part}: measured {facts['date']}, load {facts['load']}, {facts['cpu']}, commit {facts['commit']}")
         print(f"  {facts['call']}")
@@ -74,10 +92,32 @@ def main() -> None:
         print(f"\nnot measured yet, so nothing is computed: {', '.join(missing)}")
         return
     found = {part: facts["figures"] for part, facts in kept.items()}
+    write(given.json, Answer(list(rows(found))))
     limits(found)
     both(found)
     devices(found)
     prices(given.prices)
+
+
+def before() -> Kept:
+    """What an earlier call measured, else what the results of this machine hold."""
+    if KEPT.exists():
+        return dict(json.loads(KEPT.read_text()))
+    kept: Kept = {}
+    for row in results.load(results.path_of(machine.here()))["rows"]:
+        if row["bench"] == BENCH:
+            part, _, name = row["what"].partition(": ")
+            facts = {"call": PARTS[part], "date": row["date"], "commit": row["commit"], "cpu": row["machine"]}
+            kept.setdefault(part, facts | {"load": row["note"], "figures": {}})["figures"][name] = row["ours"]
+    return kept
+
+
+def rows(found: dict[str, Figures]) -> Iterator[Row]:
+    """All figures as they are kept; their names say their units."""
+    for part, figures in found.items():
+        for name, value in figures.items():
+            better: Any = "higher" if name == WORKS else "lower"
+            yield Row(f"{part}: {name}", value, "", better, detail=(part, name) not in SHOWN)
 
 
 def measured(call: str) -> dict[str, Any]:

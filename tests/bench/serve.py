@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import rows
 import torch
 from serve_models import FULL, SMALL, Size, built, theirs
 from torch.utils.flop_counter import FlopCounterMode
@@ -85,6 +86,7 @@ def main() -> None:
     asked.add_argument("--serve", action="store_true", help="measure what the server adds, in miniature")
     asked.add_argument("--out", type=Path, help="write the figures to this file, as JSON")
     asked.add_argument("--commit", help="where the tree has no .git: its commit")
+    rows.add_option(asked)
     options = asked.parse_args()
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = options.size or ("full" if device.type == "cuda" else "small")
@@ -103,6 +105,32 @@ def main() -> None:
         )
     print(f"one picture is {figures.flops['picture'] / 1e12:,.3f} TFLOP; left out: {', '.join(figures.left_out)}")
     _write(figures, options.out)
+    rows.write(options.json, rows.Answer(list(beside(figures)), (), figures.left_out))
+
+
+def beside(figures: Figures) -> Iterator[rows.Row]:
+    """Each of our rows beside diffusers' of the same kind; what the server adds has no peer."""
+    at = {(row.name, row.clients): row for row in figures.rows}
+    for row in figures.rows:
+        name, what = row.name.partition(", ")[::2]
+        if name != "ours":
+            continue
+        note = f"{row.of_ceiling:.0%} of one large product"
+        if "slots" in what:
+            peer = at.get(("diffusers, one after the other (computed)", row.clients))
+            yield rows.Row(
+                f"{figures.size} cascade, {what}, {row.clients} clients", row.pictures_per_second, "pictures/s",
+                peer=peer and peer.pictures_per_second, note=note,
+                peer_is="diffusers, one request after the other, from its lone latency",
+            )  # fmt: skip
+        else:
+            peer = at.get((f"diffusers, {what.removesuffix(', compiled')}", 1))
+            yield rows.Row(
+                f"{figures.size} cascade, {what}", row.seconds, "s", "lower", peer and peer.seconds,
+                "diffusers' pipelines, the same weights", note,
+            )  # fmt: skip
+    for name, seconds in figures.overhead_seconds.items():
+        yield rows.Row(f"ingress and handles, {name} of a picture in miniature", 1000 * seconds, "ms", "lower")
 
 
 def measured(size: Size, device: torch.device, figures: Figures, *, is_compiled: bool) -> Iterator[Row]:

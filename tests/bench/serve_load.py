@@ -24,9 +24,10 @@ from typing import Any
 
 import httpx
 import psutil
+from rows import Answer, Row, add_option, write
 
 from sote.cluster import recipe as recipes
-from sote.serve.recipe import DefaultsPart, LimitsPart, ModelPart, ServeRecipe
+from sote.serve.recipe import DefaultsPart, LimitsPart, ModelPart, ReplicasPart, ServeRecipe
 from sote.train import standins
 
 TIMEOUT_SECONDS = 300.0
@@ -56,19 +57,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=120.0)
+    add_option(parser)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sote-load-") as folder:
         process, url = start(Path(folder))
         try:
-            asyncio.run(measure(url, process.pid, clients=asked.clients, seconds=asked.seconds))
+            made = asyncio.run(measure(url, process.pid, clients=asked.clients, seconds=asked.seconds))
         finally:
             begin = time.monotonic()
             process.send_signal(signal.SIGTERM)
             process.wait()
             print(f"stopped      exit code {process.returncode} after {time.monotonic() - begin:.1f} s")
+    write(asked.json, Answer(made))
 
 
-def start(folder: Path) -> tuple["subprocess.Popen[str]", str]:
+def start(folder: Path, *, replicas: int = 1, cpus: float = 0.5) -> tuple["subprocess.Popen[str]", str]:
+    """The server in miniature with so many replicas of prior and decoder, of `cpus` each, and its URL."""
     standins.make(folder / "weights")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -79,6 +83,8 @@ def start(folder: Path) -> tuple["subprocess.Popen[str]", str]:
         model=ModelPart(prior=str(folder / "weights" / "prior"), decoder=str(folder / "weights" / "decoder")),
         defaults=DefaultsPart(width=256, height=256, prior_steps=4, decoder_steps=4),
         limits=LimitsPart(max_pixels=512 * 512),
+        prior_replicas=ReplicasPart(min_replicas=replicas, max_replicas=replicas, cpus=cpus),
+        decoder_replicas=ReplicasPart(min_replicas=replicas, max_replicas=replicas, cpus=cpus),
     )
     path = folder / "serve.toml"
     path.write_text(recipes.dumps(recipe))
@@ -93,7 +99,7 @@ def start(folder: Path) -> tuple["subprocess.Popen[str]", str]:
     return process, url
 
 
-async def measure(url: str, pid: int, *, clients: int, seconds: float) -> None:
+async def measure(url: str, pid: int, *, clients: int, seconds: float) -> list[Row]:
     limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_SECONDS, limits=limits, trust_env=False) as client:
         overhead = [await lone(client, seed) for seed in range(20)]
@@ -111,6 +117,7 @@ async def measure(url: str, pid: int, *, clients: int, seconds: float) -> None:
         alive = (await client.get("/readyz")).status_code
     report(seen, overhead, memory, seconds=seconds + late)
     print(f"afterwards   /readyz {alive}")
+    return figures(seen, overhead, memory, clients=clients, seconds=seconds + late)
 
 
 async def lone(client: httpx.AsyncClient, seed: int) -> float:
@@ -166,6 +173,20 @@ def megabytes(pid: int) -> float:
         except psutil.NoSuchProcess:
             continue
     return total / 1e6
+
+
+def figures(seen: Seen, overhead: list[float], memory: list[float], *, clients: int, seconds: float) -> list[Row]:
+    """What is kept: a server at its limit refuses (429), and must not fail."""
+    said = ", ".join(f"{status}: {count}" for status, count in sorted(seen.statuses.items()))
+    failed = sum(count for status, count in seen.statuses.items() if status not in ("200", "422", "429"))
+    mib = ", ".join(f"{value:,.0f}" for value in memory)
+    return [
+        Row(f"{clients} clients: pictures", seen.images / seconds, "pictures/s", note=f"answers {said}"),
+        Row(f"{clients} clients: answers that are none of 200, 422, 429", failed, "answers", "lower"),
+        Row(f"{clients} clients: memory after, over that at the start", memory[-1] / memory[0], "times", "lower",
+            note=f"MB: {mib}"),
+        Row("beside both stages' work, a lone request, p50", 1000 * statistics.median(overhead), "ms", "lower"),
+    ]  # fmt: skip
 
 
 def report(seen: Seen, overhead: list[float], memory: list[float], *, seconds: float) -> None:

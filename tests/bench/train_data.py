@@ -1,10 +1,10 @@
-"""Prints what reading costs a training: `python tests/bench/train_data.py [ROWS]`.
+"""Prints what reading costs a training: `python tests/bench/train_data.py [ROWS] [--order N]`.
 
-The order of six million rows in sixty buckets; a catalogue of ROWS rows (default 100,000) of thirty tags; single rows
-of latent files, and their headers.
+The order of six million rows (N) in sixty buckets; a catalogue of ROWS rows (default 100,000) of thirty tags; single
+rows of latent files, and their headers.
 """
 
-import sys
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rows import Answer, Row, add_option, write
 
 from sote.data import schema
 from sote.data.latentfile import STAGE_C, latent_file
@@ -21,38 +22,48 @@ from sote.train.order import Order
 from sote.train.recipe import DataPart
 from sote.train.rows import Places, Rows, Tags
 
-MILLIONS, BUCKETS, BATCH = 6, 60, 128
+ORDERED, BUCKETS, BATCH = 6_000_000, 60, 128
 TAGS, NAMES = 30, 10_000
 FILES, OF_A_FILE = 1000, 50
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
-    order()
+    asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    asked.add_argument("rows", type=int, nargs="?", default=100_000, help="of the catalogue")
+    asked.add_argument("--order", type=int, default=ORDERED, help="rows that are ordered")
+    add_option(asked)
+    given = asked.parse_args()
+    made = order(given.order)
     with tempfile.TemporaryDirectory() as folder:
-        catalogue(Path(folder), count)
-        shards(Path(folder))
+        made += [catalogue(Path(folder), given.rows), *shards(Path(folder))]
+    for row in made:
+        print(row.line())
+    write(given.json, Answer(made))
 
 
-def order() -> None:
-    random, count = np.random.default_rng(0), MILLIONS * 10**6
+def order(count: int) -> list[Row]:
+    random = np.random.default_rng(0)
     none = Tags(pa.array([], pa.large_string()), *(np.zeros(0, np.int64) for _ in range(4)))
     repeat = np.where(random.random(count) < 0.02, 5, 1).astype(np.int32)
     bucket = np.minimum(random.geometric(0.1, count) - 1, BUCKETS - 1).astype(np.int32)
     made = Rows(pa.chunked_array([[""]]), none, repeat, bucket, tuple(f"{64 * n + 64}x1024" for n in range(BUCKETS)))
     began = time.perf_counter()
     found = Order(made, effective_batch=BATCH, seed=0)
-    print(f"order of {MILLIONS} million rows in {BUCKETS} buckets: {time.perf_counter() - began:.2f} s")
+    built = time.perf_counter() - began
     seconds = []
-    for step in range(1, 3001):
+    for step in range(1, min(3000, count // BATCH) + 1):
         began = time.perf_counter()
         found.batch(step, epochs=3)
         seconds.append(time.perf_counter() - began)
     middle, most = 1e6 * float(np.median(seconds)), 1e3 * max(seconds)
-    print(f"batch: {middle:.0f} us in the middle, {most:.0f} ms at most (a bucket's first of an epoch)")
+    note = f"{most:.0f} ms at most: a bucket's first of an epoch"
+    return [
+        Row(f"order of {count:,} rows in {BUCKETS} buckets", built, "s", "lower"),
+        Row(f"a batch of {BATCH} of these, median", middle, "us", "lower", note=note),
+    ]
 
 
-def catalogue(folder: Path, count: int) -> None:
+def catalogue(folder: Path, count: int) -> Row:
     random = np.random.default_rng(0)
     names = np.array([f"tag number {number}" for number in range(NAMES)])
     tags = pa.ListArray.from_arrays(
@@ -93,10 +104,13 @@ def catalogue(folder: Path, count: int) -> None:
         )
         if each is not None
     )
-    print(f"catalogue: {count / seconds:,.0f} rows/s, {held / count:.0f} bytes a row held")
+    return Row(
+        f"reading a catalogue of {count:,} rows of {TAGS} tags", count / seconds, "rows/s",
+        note=f"{held / count:.0f} bytes a row held",
+    )  # fmt: skip
 
 
-def shards(folder: Path) -> None:
+def shards(folder: Path) -> list[Row]:
     shape = [OF_A_FILE, 16, 32, 32]
     says = {
         "format": STAGE_C.format,
@@ -119,12 +133,15 @@ def shards(folder: Path) -> None:
     made = Rows(pa.chunked_array([[""]]), none, zeros + 1, zeros, ("1024x1024",), latents=places)
     began = time.perf_counter()
     latents.check(made, Store(folder), DataPart(curated=str(folder)))
-    print(f"headers: {FILES / (time.perf_counter() - began):,.0f} files/s checked")
+    headers = FILES / (time.perf_counter() - began)
     random, store = np.random.default_rng(0), Store(folder)
     began = time.perf_counter()
     for _ in range(60):
         store.read(places, random.integers(0, count, BATCH).tolist())
-    print(f"latents: {60 * BATCH / (time.perf_counter() - began):,.0f} rows/s of 32x32 cells by one thread")
+    return [
+        Row("headers of latent files, checked", headers, "files/s"),
+        Row("latents of 32x32 cells, single rows, one thread", 60 * BATCH / (time.perf_counter() - began), "rows/s"),
+    ]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import rows
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -40,7 +41,9 @@ SMALL = Size(batch=2, side=8, tokens=77 + 8, channels=64, heads=2)
 def main() -> None:
     asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     asked.add_argument("--out", type=Path, help="write the figures to this file, as JSON")
-    out = asked.parse_args().out
+    rows.add_option(asked)
+    given = asked.parse_args()
+    out = given.out
     is_full = torch.cuda.is_available()
     on, size = torch.device("cuda" if is_full else "cpu"), FULL if is_full else SMALL
     machine = devices.here().name
@@ -54,6 +57,9 @@ def main() -> None:
     if out is not None:
         facts = {"machine": machine, "torch": torch.__version__, "is_full": is_full, "milliseconds": found}
         out.write_text(json.dumps(facts, indent=1) + "\n")
+    where = "full size" if is_full else "in miniature"
+    made = [rows.Row(f"{where}: {name}", ms, "ms", "lower") for name, ms in found.items()]
+    rows.write(given.json, rows.Answer(made))
 
 
 def pieces(size: Size, on: torch.device) -> dict[str, Callable[[], Tensor]]:

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import rows
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -137,6 +138,7 @@ def main() -> None:
     asked.add_argument("--profile", action="store_true", help="print the kernels of the last row's step")
     asked.add_argument("--out", type=Path, help="write the figures to this file, as JSON")
     asked.add_argument("--commit", help="where the tree has no .git: its commit")
+    rows.add_option(asked)
     options = asked.parse_args()
     on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = FULL if on.type == "cuda" else SMALL
@@ -153,6 +155,25 @@ def main() -> None:
     best = max((row.of_ceiling for row in figures.rows), default=0.0)
     print(f"best: {best:.1%} of the ceiling" + (f"; goal on an H200 {GOAL:.0%}" if size is FULL else ", in miniature"))
     print("not measured: " + "; ".join(figures.not_measured))
+    rows.write(options.json, rows.Answer(list(beside(figures)), (), figures.not_measured))
+
+
+def beside(figures: Figures) -> Iterator[rows.Row]:
+    """Each of our rows beside diffusers' with the same weights and case."""
+    theirs = {(_held(row), row.case): row.images_per_second for row in figures.rows if row.name.startswith("diffusers")}
+    size = "full size" if figures.is_full else "in miniature"
+    for row in figures.rows:
+        if not row.name.startswith("diffusers"):
+            peak = "" if row.peak_bytes is None else f", peak {row.peak_bytes / 1e9:.0f} GB"
+            yield rows.Row(
+                f"{size}: {row.name}, {row.case}", row.images_per_second, "images/s",
+                peer=theirs.get((_held(row), row.case)), peer_is="diffusers' class, eager",
+                note=f"{row.of_ceiling:.0%} of one large product{peak}",
+            )  # fmt: skip
+
+
+def _held(row: Row) -> str:
+    return row.name.partition(", ")[2]
 
 
 def measured(size: Size, on: torch.device, figures: Figures, *, only: str, is_profiled: bool) -> Iterator[Row]:
