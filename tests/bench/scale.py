@@ -1,9 +1,10 @@
 """Says what six million and six hundred million images take, and what breaks first: `python tests/bench/scale.py`.
 
 The real pipeline, pool, commits and markers with fake devices that sleep; each part in a process of its own. What was
-measured is kept in runs/bench/scale.json, or else is that of the results; `--only feed,tail` measures some anew, `--only
-none` prints what is kept. "Measured" is of this machine at the size that is said; "computed" is that times rows, shards or
-slices. Seconds are CPU seconds of the process where they are named so: a busy machine changes them less than the clock.
+measured is kept in runs/bench/scale.json, or else is that of the results; `--only feed,tail` measures some anew, and
+`--only none` prints what is kept. "Measured" is of this machine at the size that is said; "computed" is that times
+rows, shards or slices. Seconds are CPU seconds of the process where they are named so: a busy machine changes them less
+than the clock.
 
 Not measured: several machines, a network between them, object stores, real models.
 """

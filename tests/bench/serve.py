@@ -121,7 +121,7 @@ def beside(figures: Figures) -> Iterator[rows.Row]:
             yield rows.Row(
                 f"{figures.size} cascade, {what}, {row.clients} clients", row.pictures_per_second, "pictures/s",
                 peer=peer and peer.pictures_per_second, note=note,
-                peer_is="diffusers, one request after the other, from its lone latency",
+                peer_is="diffusers, one request after the other (computed from its lone latency)",
             )  # fmt: skip
         else:
             peer = at.get((f"diffusers, {what.removesuffix(', compiled')}", 1))
