@@ -48,7 +48,7 @@ STYLE: Final = """
 .mark.gone { color: color-mix(in srgb, #b4533c 82%, var(--ink)); box-shadow: inset 0 0 0 1px var(--line); }
 @media (max-width: 46rem) { .learnt .film figure { flex: 0 0 calc(25% - .4rem); }
   .learnt .name { display: block; } }
-@media (max-width: 34rem) { .asked { grid-template-columns: minmax(0, 1fr) repeat(3, minmax(0, 4.6rem)); gap: .3rem; }
+@media (max-width: 34rem) { .asked { grid-template-columns: minmax(0, 1fr) repeat(3, minmax(0, 22%)); gap: .3rem; }
   .asked figcaption { font-size: .7rem; } .chip { font-size: .72rem; }
   .trials > li { grid-template-columns: minmax(0, 1fr); gap: .3rem; } }
 """
