@@ -1,0 +1,169 @@
+"""The runner of the benches: names of machines, what it keeps, what it shows, and what it says it did not measure."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+BENCH = Path(__file__).resolve().parent / "bench"
+
+
+@pytest.fixture(autouse=True)
+def _as_a_bench_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benches are scripts: their folder is where they import from."""
+    monkeypatch.syspath_prepend(str(BENCH))
+
+
+def answer_of(*, peer: float | None = 2.0, better: Any = "higher") -> Any:
+    from rows import Answer, Plot, Row
+
+    row = Row("tags | a second", 1.0, "rows/s", better, peer, "a plain script")
+    plot = Plot("Growth of tags", "rows", "rows/s", {"ours": [(1000.0, 10.0), (10_000.0, 20.0)]}, is_log=True)
+    return Answer((row,), (plot,), ("a GPU",))
+
+
+def kept_of(folder: Path, *answers: Any, bench: str = "caption") -> dict[str, Any]:
+    """The results of a machine to which a bench's answers came one after the other."""
+    import results
+    from machine import Machine
+
+    machine = Machine("AMD EPYC", 2, None)
+    path = results.path_of(machine, folder)
+    for answer in answers:
+        results.put_rows(path, machine, bench, answer, results.origin(machine, command="a command"))
+    return results.load(path)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "cores", "gpu", "gpus", "name"),
+    [
+        ("AMD EPYC", 2, None, 0, "2cpu-amd-epyc"),
+        ("AMD EPYC 9654 96-Core Processor", 8, None, 0, "8cpu-amd-epyc-9654"),
+        ("Intel(R) Xeon(R) CPU @ 2.60GHz", 2, None, 0, "2cpu-intel-xeon"),
+        ("Intel(R) Xeon(R)", 16, "NVIDIA H200", 1, "h200-16cpu"),
+        ("AMD EPYC", 96, "NVIDIA A100-SXM4-80GB", 8, "8xa100-sxm4-80gb-96cpu"),
+    ],
+)
+def test_a_machine_is_named_by_its_hardware(cpu: str, cores: int, gpu: str | None, gpus: int, name: str) -> None:
+    from machine import Machine
+
+    assert Machine(cpu, cores, gpu, gpus).name == name
+
+
+def test_a_ratio_says_how_many_times_better_ours_is_whichever_way_is_better() -> None:
+    assert answer_of().rows[0].ratio == 0.5
+    assert answer_of(better="lower").rows[0].ratio == 2.0
+    assert answer_of(peer=None).rows[0].ratio is None
+
+
+def test_what_a_bench_hands_over_is_read_back_as_it_was(tmp_path: Path) -> None:
+    import rows
+
+    rows.write(tmp_path / "answer.json", answer_of())
+    assert rows.read(tmp_path / "answer.json") == answer_of()
+
+
+def test_a_row_is_kept_with_all_that_says_where_it_is_from(tmp_path: Path) -> None:
+    row = kept_of(tmp_path, answer_of())["rows"][0]
+    wanted = {"what", "ours", "peer", "unit", "ratio", "better", "machine", "date", "commit", "dirty", "command"}
+    assert wanted <= row.keys()
+    assert (row["machine"], row["ratio"], row["command"]) == ("2cpu-amd-epyc", 0.5, "a command")
+
+
+def test_a_second_run_of_a_bench_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    kept = kept_of(tmp_path, answer_of(), answer_of(peer=4.0))
+    assert [row["ratio"] for row in kept["rows"]] == [0.25]
+    assert len(kept["plots"]) == 1
+
+
+def test_the_table_shows_a_row_that_loses_as_plainly_and_what_was_not_measured(tmp_path: Path) -> None:
+    import tables
+
+    text = tables.markdown([kept_of(tmp_path, answer_of())])
+    line = next(line for line in text.splitlines() if line.startswith("| tags / a second"))
+    assert "| **0.50** |" in line
+    assert "`a command`" in line
+    assert "- caption, on 2cpu-amd-epyc: a GPU" in text
+    assert "- scale: no figures are kept yet" in text
+
+
+def test_the_page_draws_growth_and_loads_nothing(tmp_path: Path) -> None:
+    from pages import report
+
+    kept = kept_of(tmp_path, answer_of())
+    page = report(kept, [])
+    assert "polyline" in page
+    assert "Growth of tags" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert kept["plots"][0]["svg"].startswith("<svg")
+
+
+def test_an_earlier_figure_stays_when_a_bench_is_not_run(tmp_path: Path) -> None:
+    import results
+    from machine import Machine
+
+    kept_of(tmp_path, answer_of())
+    machine = Machine("AMD EPYC", 2, None)
+    path, where = results.path_of(machine, tmp_path), results.origin(machine, command="")
+    results.put_missing(path, machine, {"caption": "not today", "models": "needs a GPU"}, where)
+    kept = results.load(path)
+    assert len(kept["rows"]) == 1
+    assert {each["why"] for each in kept["not_measured"]} == {"a GPU", "needs a GPU"}
+
+
+def test_every_bench_has_its_script_and_is_written_about() -> None:
+    from benches import BENCHES
+
+    notes = (BENCH / "NOTES.md").read_text(encoding="utf-8")
+    for bench in BENCHES:
+        assert (BENCH / bench.script).is_file()
+        assert bench.script in notes
+
+
+def test_the_peer_of_near_duplicates_finds_the_pairs_of_a_comparison_of_all_with_all() -> None:
+    from peers import near
+
+    draw = np.random.default_rng(0)
+    hashes = draw.integers(0, 256, (60, 32), dtype=np.uint8)
+    hashes[30:] = hashes[:30]
+    hashes[40:, 3] ^= 1
+    wanted = sum(
+        int(np.bitwise_count(hashes[one] ^ hashes[other]).sum()) <= 8 for one in range(60) for other in range(one)
+    )
+    for way in near.installed().values():
+        assert way(hashes, 8)[1] == wanted
+
+
+def test_the_runner_runs_what_it_can_and_names_the_rest(tmp_path: Path) -> None:
+    command = [sys.executable, BENCH / "run.py", "--tiny", "--only", "caption,replicas", "--out", tmp_path]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    (path,) = (tmp_path / "results").glob("*.json")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert {row["what"] for row in kept["rows"]} == {"captions", "buckets"}
+    assert [each["bench"] for each in kept["not_measured"]] == ["replicas"]
+    assert "bench_caption.py --rows 200" in (tmp_path / "BENCHMARKS.md").read_text(encoding="utf-8")
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_a_bench_that_takes_too_long_is_ended_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import run
+    from benches import Bench, Run
+
+    (tmp_path / "slow.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    said, seconds = run.one(Bench("slow", "", "slow.py", {"usual": Run(1)}), "usual")
+    assert said == "ended by the runner after 1.0 s"
+    assert seconds < 30
+
+
+def test_a_name_that_no_bench_has_is_refused_in_one_line() -> None:
+    command = [sys.executable, BENCH / "run.py", "--only", "captions"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "captions" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
