@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sote.cluster import cli_deploy, cli_jobs, submission
+from sote.cluster import cli_demo, cli_deploy, cli_jobs, submission
 from sote.cluster.errors import SoteError, UserError
 
 if TYPE_CHECKING:
@@ -83,16 +83,7 @@ def options(
     submission.begin()
 
 
-@app.command(epilog="Example: sote demo --out runs/demo")
-def demo(
-    images: Annotated[Path | None, typer.Option(help="a folder of your own pictures instead of the drawn ones")] = None,
-    out: Annotated[Path, typer.Option(help="the run folder to make or to continue")] = Path("runs/demo"),
-) -> None:
-    """Run the whole river, small and offline: pictures to a served image, with a report."""
-    print(f"The whole river in {out}: three to four minutes on two cores.", flush=True)
-    from sote.serve import demo as whole
-
-    whole.run(out, images=images, address=Door.address)
+cli_demo.register(app, lambda: Door.address)
 
 
 @app.command(epilog="Example: sote check runs/demo/recipes/curate.toml")

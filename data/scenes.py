@@ -193,9 +193,10 @@ def _extra(extra: str, origin: Post, index: int) -> Post:
 def _write(folder: Path, post: Post) -> str:
     """Write the file and its sidecar; its path relative to `folder`."""
     path, sidecar = _board(post) if post.index % 2 == 0 else _pixiv(post)
-    storage.write_bytes(folder / path, post.data)
     text = json.dumps(sidecar, ensure_ascii=False, sort_keys=True, indent=4)  # as gallery-dl writes it
-    storage.write_text(folder / (path + ".json"), text + "\n")
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_bytes(post.data)  # not forced to the disk, which takes longer than to draw it
+    (folder / (path + ".json")).write_text(text + "\n", encoding="utf-8")
     return path
 
 
@@ -255,7 +256,7 @@ def _pixiv(post: Post) -> tuple[str, dict[str, Any]]:
         "title": f"{scene.background.colour} day",
         "type": "illust",
         "user": {"id": user, "name": scene.artist, "account": f"artist{user}"},
-        "tags": [tag.replace("_", " ") for tag in post.tags],
+        "tags": [tag.replace("_", " ") for tag in (*post.tags, *((scene.named,) if scene.named else ()))],
         "create_date": (made + timedelta(hours=9)).strftime("%Y-%m-%dT%H:%M:%S+09:00"),
         "date": made.strftime("%Y-%m-%d %H:%M:%S"),
         "rating": "General",

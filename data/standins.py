@@ -26,6 +26,7 @@ from sote.data.score_files import CLIP_FILES, CLIP_MEAN, CLIP_STD, HEAD_FILE, Pr
 from sote.data.standin_files import published, seeded, write_json, write_safetensors
 
 SAMPLES, SAMPLE_SIDE = 32, 256  # scenes that the scorers and the encoder are set on; pixels of the longer side
+READER_SEED = 3  # added to the seed, of the reader
 SAMPLE_SEED = 9_001  # added to the seed: other scenes than those that the seed draws
 # Mean and spread of the logits over scenes: so that every word, from the lowest to the highest, is met.
 AESTHETIC_LOGITS, QUALITY_LOGITS = (0.3, 1.8), (1.0, 3.0)
@@ -52,7 +53,7 @@ def make(folder: Path, *, seed: int = 0) -> None:
     standin_tagger.make(folder / "tagger", seed=seed)
     make_aesthetic(folder / "aesthetic", samples, seed=seed)
     make_quality(folder / "quality_clip", folder / "quality_head", samples, seed=seed)
-    standin_reader.make(folder / "reader", seed=seed + 3)
+    standin_reader.make(folder / "reader", seed=seed + READER_SEED)
     make_encoder(folder / "encoder", samples, seed=seed)
 
 

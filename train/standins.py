@@ -87,13 +87,13 @@ def make(folder: Path, *, seed: int = 0) -> None:
     decoder.save_pretrained(folder / "decoder" / "decoder")
     vqgan.save_pretrained(folder / "decoder" / "vqgan")
     for name in ("prior", "decoder"):
-        _write_clip(text_encoder, folder / name / "text_encoder")
+        write_clip(text_encoder, folder / name / "text_encoder")
         pipelines.furnish(folder / name, name)
-    _write_clip(image_encoder, folder / "prior" / "image_encoder")
+    write_clip(image_encoder, folder / "prior" / "image_encoder")
 
 
-def _write_clip(model: CLIPTextModelWithProjection | CLIPVisionModelWithProjection, folder: Path) -> None:
-    """As `save_pretrained` writes it, but without its progress bar."""
+def write_clip(model: CLIPTextModelWithProjection | CLIPVisionModelWithProjection, folder: Path) -> None:
+    """Write a folder as `save_pretrained` does, but without its progress bar."""
     model.config.save_pretrained(folder)
     with storage.atomic(folder / "model.safetensors") as temporary:
         save_file(model.state_dict(), temporary, metadata={"format": "pt"})
