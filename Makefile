@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCK := requirements.lock
 READY := .venv/.ready
 
-.PHONY: demo test test-slow check setup lock clean
+.PHONY: demo test test-slow bench check setup lock clean
 
 demo: $(READY)  ## the whole river, small and offline
 	@$(BIN)/sote demo --out runs/demo
@@ -16,6 +16,9 @@ test: $(READY)  ## the tests
 test-slow: $(READY)  ## the tests that take minutes each: nodes, drivers and heads that are lost, Serve's own config
 	@$(BIN)/python -m pytest -m slow tests/test_faults.py tests/cluster/test_jobs.py tests/serve/test_declared.py \
 		tests/train/test_launch_remote.py tests/cluster/test_nodes.py
+
+bench: $(READY)  ## every bench of this machine beside its peers: BENCHMARKS.md, a page; BENCH="--quick", "--long", "--only caption"
+	@$(BIN)/python tests/bench/run.py $(BENCH)
 
 check: $(READY)  ## format, lint, types, layers
 	@$(BIN)/ruff format --check .
