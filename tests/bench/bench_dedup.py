@@ -42,7 +42,6 @@ SIZES, SMALL_SIZES = (100_000, 300_000, 1_000_000, 3_000_000, 6_000_000), (30_00
 PEERS, SMALL_PEERS = (3_000, 50_000, 20_000), (1_000, 10_000, 5_000)  # hashes: BK-tree, bits, floats
 PLANTED = 0.05
 SECONDS_BETWEEN_SAMPLES = 0.2
-SHARD_ROWS = 10_000
 MIB = 1 << 20
 
 
@@ -243,103 +242,9 @@ def skew(count: int) -> None:
             print(f"skewed: {compared:,} compared, {len(pairs):,} found, {seconds:.1f} s (CPU, one process)")
 
 
-def whole_pass(rows: int, folder: str) -> dict[str, Any]:
-    """Run the pass on a made-up run, in this process."""
-    from sote.cluster import session
-    from sote.data import pass_duplicates
-
-    work = _work(rows, Path(folder))
-    started = time.monotonic()
-    with session.connect():
-        begun = time.monotonic()
-        pass_duplicates.run(work)
-        seconds = time.monotonic() - begun
-    facts = [work.folder.rows("duplicates", shard).with_suffix(".parquet.done") for shard in range(work.shard_count())]
-    gone = sum(sum(json.loads(fact.read_text())["skips"].values()) for fact in facts)
-    return {"seconds": seconds, "with_ray": time.monotonic() - started, "gone": gone}
-
-
-def _work(rows: int, folder: Path) -> Any:
-    from sote.cluster.storage import RunFolder
-    from sote.data.recipe import CurateRecipe, Source
-    from sote.data.shards import Work
-
-    recipe = CurateRecipe(run=str(folder), sources=(Source(name="a", path="a"),), shard_rows=SHARD_ROWS)
-    return Work(recipe, RunFolder(folder), dict.fromkeys(("index", "decode", "score", "duplicates"), "same"))
-
-
-def make_run(rows: int, folder: Path) -> None:
-    """Write the columns of a run of which 30 % are copies: a third of these of the same pixels, the rest near."""
-    import pyarrow as pa
-
-    from sote.cluster import storage
-
-    work, rng = _work(rows, folder), np.random.default_rng(0)
-    tags = np.array([f"tag_number_{number}" for number in range(50_000)])
-    original = int(rows * 0.7)
-    shards = -(-rows // SHARD_ROWS)
-    storage.commit(work.index_marker, digest="same", shards=shards, rows=rows)
-    (folder / "rows" / "index").mkdir(parents=True, exist_ok=True)
-    order = np.random.default_rng(1).permutation(rows)
-    for shard in range(shards):
-        number = order[shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
-        of = np.where(number < original, number, (number * 2654435761) % original)
-        same = (number < original) | (number % 3 == 0)
-        size = len(number)
-        hashes, thumbs, pixels = (_noise(of, words) for words in (4, 96, 4))
-        near = np.flatnonzero(~same)
-        hashes[near, rng.integers(0, 32, len(near))] ^= 1
-        pixels[near] = _noise(number[near] + rows, 4)
-        names = pa.array(tags[rng.integers(0, len(tags), size * 30)])
-        _write(
-            work,
-            shard,
-            {
-                "id": pa.array([each.tobytes().hex() for each in _noise(number + 2 * rows, 4)]),
-                "pixel_id": pa.array([each.tobytes().hex() for each in pixels]),
-                "phash": pa.array([each.tobytes() for each in hashes], pa.binary(32)),
-                "thumb": pa.array([each.tobytes() for each in thumbs], pa.binary(768)),
-                "thumb_deviation": pa.array(np.full(size, 60, np.float32)),
-                "width": pa.array(rng.integers(900, 1500, size)),
-                "height": pa.array(rng.integers(900, 1500, size)),
-                "format": pa.array(["jpeg"] * size),
-                "bytes": pa.array(rng.integers(1 << 17, 1 << 21, size)),
-                "post_date": pa.array([f"{2005 + day % 20}-05-{day % 28 + 1:02}" for day in number.tolist()]),
-                "post_tags": pa.ListArray.from_arrays(np.arange(0, size * 30 + 1, 30, dtype=np.int32), names),
-                "aesthetic_score": pa.array(rng.random(size)),
-                "quality_score": pa.array(rng.random(size)),
-            },
-            size,
-        )
-
-
-def _noise(numbers: NDArray[np.int64], words: int) -> NDArray[np.uint8]:
-    """For each number 8 x `words` bytes that only depend on it."""
-    state = (numbers.astype(np.uint64)[:, None] << np.uint64(8)) + np.arange(words, dtype=np.uint64)
-    for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):  # splitmix64
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(factor)
-    return (state ^ (state >> np.uint64(31))).view(np.uint8)
-
-
-def _write(work: Any, shard: int, columns: dict[str, Any], size: int) -> None:
-    import pyarrow as pa
-
-    from sote.data import schema
-
-    for stage in ("index", "decode", "score"):
-        wanted = schema.written_by(stage)
-        filled = [
-            pa.array(np.arange(size, dtype=np.int32))
-            if field.name == "row"
-            else columns[field.name].cast(field.type)
-            if field.name in columns
-            else pa.nulls(size, field.type)
-            for field in wanted
-        ]
-        work.commit(stage, shard, pa.table(filled, schema=wanted), seconds=0.0)
-
-
 def the_pass(rows: int) -> Row:
+    from dedup_run import SHARD_ROWS, make_run  # with Ray: in the searches' memory it would count
+
     with tempfile.TemporaryDirectory() as folder:
         make_run(rows, Path(folder))
         found = measured("--pass", str(rows), "--folder", folder)
@@ -402,6 +307,8 @@ def main() -> None:
         print(json.dumps(search(given.search, given.way)))
         return
     if given.passed:
+        from dedup_run import whole_pass
+
         print(json.dumps(whole_pass(given.passed, given.folder)))
         return
     print(machine())
