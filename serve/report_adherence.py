@@ -66,7 +66,7 @@ def _headline(measured: Adherence) -> Html:
 
 def _goals(goals: Sequence[Goal]) -> Html:
     rows = [(goal.what, _bound(goal), _figure(goal.value, goal), _verdict(goal)) for goal in goals]
-    return table(("what", "goal", "measured", ""), rows)
+    return tag("div", table(("what", "goal", "measured", ""), rows), class_="goals")
 
 
 def _bound(goal: Goal) -> str:

@@ -50,5 +50,12 @@ STYLE: Final = """
   .learnt .name { display: block; } }
 @media (max-width: 34rem) { .asked { grid-template-columns: minmax(0, 1fr) repeat(3, minmax(0, 22%)); gap: .3rem; }
   .asked figcaption { font-size: .7rem; } .chip { font-size: .72rem; }
-  .trials > li { grid-template-columns: minmax(0, 1fr); gap: .3rem; } }
+  .trials > li { grid-template-columns: minmax(0, 1fr); gap: .3rem; }
+  .goals thead { display: none; }
+  .goals tr { display: grid; grid-template-columns: 1fr 1fr auto; padding: .5rem 0;
+    border-bottom: 1px solid var(--line); }
+  .goals td, .goals td.n { border: 0; padding: 0; text-align: left; }
+  .goals td:first-child { grid-column: 1 / -1; }
+  .goals td:nth-child(3)::before { content: "measured "; color: var(--soft); } }
+@media (max-width: 26rem) { .asked figcaption b { display: block; } }
 """
