@@ -1,7 +1,7 @@
 """The characters and the words in a painting of the small world, by rules.
 
-Each character, at a few sizes and places near the middle, is laid over the picture: its body and what it wears are there
-where their colours are. Each word is laid over the foot of the picture as its letters' brightness.
+Each character, at a few sizes and places near the middle, is laid over the picture: its body and what it wears are
+there where their colours are. Each word is laid over the foot of the picture as its letters' brightness.
 
 Kind: pure.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from sote.data import painting, world
 from sote.data.painting import Background, Look, Shape
@@ -21,7 +21,7 @@ _RADII = (0.23, 0.25, 0.27, 0.29, 0.31)
 _MOVES = (-2, -1, 0, 1, 2)  # pixels of _COARSE
 _MOST_BODY, _MOST_WORN = 42.0, 55.0  # RGB distance, root of the mean square
 _MOST_DRESSED = 60.0  # of a body in a colour that is not quite the character's
-_LEAST_WORD, _LEAST_BAND = 0.62, 0.5  # correlation of the brightness
+_LEAST_WORD, _LEAST_BAND = 0.55, 0.45  # correlation of the brightness
 _SHIFTS = 5  # pixels that a word may be away from its place
 
 
@@ -71,16 +71,17 @@ def figure_in(pixels: Floats) -> Figure:
 
 def word_in(pixels: Floats) -> Written | None:
     """The word at the foot of a picture [SIDE, SIDE, 3], or the band alone."""
-    brightness = np.pad(pixels.mean(axis=2), _SHIFTS, mode="edge")
+    brightness = np.pad(pixels.mean(axis=2) - 128, _SHIFTS, mode="edge")
     best: tuple[float, str, slice, slice] | None = None
     for word in world.WORDS:
         letters, top, left = _letters(word)
         height, width = letters.shape
         searched = brightness[top : top + height + 2 * _SHIFTS, left : left + width + 2 * _SHIFTS]
         windows = np.lib.stride_tricks.sliding_window_view(searched, letters.shape).reshape(-1, letters.size)
-        centred = windows - windows.mean(axis=1, keepdims=True)
-        contrast = centred.std(axis=1)
-        likeness = float((centred @ letters.ravel() / (np.maximum(contrast, 12.0) * letters.size)).max())
+        means = windows.mean(axis=1)
+        spread = np.sqrt(np.maximum(np.einsum("ij,ij->i", windows, windows) / letters.size - means**2, 12.0**2))
+        # the letters' mean is 0, so that of the windows does not matter
+        likeness = float((windows @ letters.ravel() / (spread * letters.size)).max())
         if not best or likeness > best[0]:
             best = likeness, word, slice(top - 3, top + height + 4), slice(max(left - 4, 0), left + width + 4)
     if not best or best[0] < _LEAST_BAND:
@@ -158,7 +159,8 @@ def _letters(word: str) -> tuple[Floats, int, int]:
         artist="",
         year=world.FIRST_YEAR,
     )
-    small = painting.paint(scene).resize((SIDE, SIDE), Image.Resampling.BOX)
+    # a little blurred, as paintings are: a sharp one is still like it
+    small = painting.paint(scene).filter(ImageFilter.GaussianBlur(1.2)).resize((SIDE, SIDE), Image.Resampling.BOX)
     brightness = np.asarray(small, dtype=np.float32).mean(axis=2)
     rows, columns = np.nonzero(np.abs(brightness - brightness[0, 0]) > 10)
     top, left = int(rows.min()), int(columns.min())

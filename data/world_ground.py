@@ -19,13 +19,13 @@ Floats = npt.NDArray[np.float32]
 Picture = Image.Image | npt.NDArray[np.uint8]
 
 SIDE = 128  # of the picture that is read
+STAND_OUT = 24.0  # RGB distance from the ground: what is farther is no ground
 _FRAME = 6  # pixels at the edge that show ground
 _LEAST_DROP = 35.0  # levels from top to bottom; the world's gradients drop by 75 to 95
 _LEAST_STEP = 13.0  # levels between the two tones; the world's differ by 25 to 32
 _LEAST_WAVE = 0.5  # share of a clean pattern's Fourier amplitude
 _FARTHEST = 45.0  # RGB distance of a ground from its colour's name
 _COARSE = 64  # side at which waves are sought
-_STAND_OUT = 24.0  # RGB distance
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Ground:
     def below(self, pixels: Floats) -> Floats:
         """The ground's colour that is nearest to each pixel of [SIDE, SIDE, 3]."""
         start, way = self.light[:, None], (self.dark - self.light)[:, None]
-        length = np.maximum((way**2).sum(axis=2), 1e-6)
-        share = np.clip(((pixels - start) * way).sum(axis=2) / length, 0, 1)
+        length = np.maximum((way[:, 0] ** 2).sum(axis=1), 1e-6)
+        share = np.clip(np.einsum("yxc,yc->yx", pixels - start, way[:, 0]) / length[:, None], 0, 1)
         return start + share[..., None] * way
 
 
@@ -98,7 +98,7 @@ def _named(colour: Floats) -> str | None:
 
 def _wave(pixels: Floats, ground: Ground) -> str | None:
     """Striped or checkered, by the Fourier amplitudes of the tones; None where it is neither."""
-    near = np.linalg.norm(pixels - ground.below(pixels), axis=2) < _STAND_OUT
+    near = np.linalg.norm(pixels - ground.below(pixels), axis=2) < STAND_OUT
     middle = float((ground.light[0] + ground.dark[0]).mean()) / 2
     half = max(float((ground.light[0] - ground.dark[0]).mean()) / 2, 1.0)
     tones = np.where(near, np.clip((pixels.mean(axis=2) - middle) / half, -1, 1), 0).astype(np.float32)

@@ -26,11 +26,14 @@ _FINE = 4  # painted at so many times the size, then reduced
 
 @dataclass(frozen=True)
 class Masks:
-    """What a shape covers, as shares of each pixel: `parts` [P, FRAME * FRAME], outer first, and what solves for them."""
+    """A kind in N looks: what its own colour covers, and what a colour that its style sets."""
 
-    style: str
-    parts: Floats
-    solver: Floats  # [P, FRAME * FRAME], the pseudo-inverse
+    styles: tuple[str, ...]  # [N]
+    is_white: npt.NDArray[np.bool_]  # [N], of the other part; it is a rim in the style "outlined"
+    own: Floats  # [N, FRAME * FRAME]
+    other: Floats  # [N, FRAME * FRAME]
+    areas: Floats  # [N, 2], of both parts
+    products: Floats  # [N, 3]: own with own, other with other, own with other
 
 
 @dataclass(frozen=True)
@@ -56,28 +59,35 @@ def silhouettes() -> Silhouettes:
 
 
 @cache
-def styled(kind: str) -> tuple[Masks, ...]:
-    """The parts of a kind in each of the world's styles, at three turns and as sharp as each of BLURS."""
-    found = []
+def styled(kind: str) -> Masks:
+    """A kind in each of the world's styles, at three turns and as sharp as each of BLURS."""
+    styles, is_white, own, other = [], [], [], []
     for style in world.STYLES:
         for turn in TURNS[::2]:
             sharp = [_reduced(part) for part in _parts(kind, style, turn)]
             for blur in BLURS:
-                parts = np.array([ndimage.gaussian_filter(part, blur).ravel() for part in sharp], dtype=np.float32)
-                found.append(Masks(style, parts, np.linalg.pinv(parts).T.astype(np.float32)))
-    return tuple(found)
+                parts = [ndimage.gaussian_filter(part, blur).ravel() for part in sharp]
+                for white in (False, True) if style == "outlined" else (style == "striped",):
+                    styles.append(style)
+                    is_white.append(white)
+                    own.append(parts[0])
+                    other.append(parts[1])
+    both = np.array([own, other], dtype=np.float32)
+    areas = np.maximum(both.sum(axis=2), 1e-6).T
+    products = np.stack([(both[one] * both[two]).sum(axis=1) for one, two in ((0, 0), (1, 1), (0, 1))], axis=1)
+    return Masks(tuple(styles), np.array(is_white), both[0], both[1], areas, products)
 
 
-def _parts(kind: str, style: str, turn: float) -> list[Floats]:
-    """As painting._paint_styled paints them: what has the rim's or the shape's colour, then what is within."""
+def _parts(kind: str, style: str, turn: float) -> tuple[Floats, Floats]:
+    """(its own colour's part, the other part), as painting.paint paints them."""
     full = _polygon(kind, 1.0, turn)
     if style == "flat":
-        return [full]
+        return full, np.zeros_like(full)
     if style == "striped":
-        inner = np.minimum(_polygon(kind, 0.9, turn), _bars())
-    else:
-        inner = _polygon(kind, {"outlined": 0.78, "hollow": 0.58}[style], turn)
-    return [full - inner, inner]
+        bars = np.minimum(_polygon(kind, 0.9, turn), _bars())
+        return full - bars, bars
+    inner = _polygon(kind, {"outlined": 0.78, "hollow": 0.58}[style], turn)
+    return (inner, full - inner) if style == "outlined" else (full - inner, inner)
 
 
 def _polygon(kind: str, share: float, turn: float) -> Floats:

@@ -14,10 +14,11 @@ import numpy as np
 
 from sote.data import world
 from sote.data.world_figures import Figure, figure_in, word_in
-from sote.data.world_ground import Ground, Picture, ground_of, pixels_of
+from sote.data.world_ground import STAND_OUT, Ground, Picture, ground_of, pixels_of
 from sote.data.world_shapes import Found, Seen, shapes_in
 
 CONCEPT_TAGS = (f"{world.CONCEPT.colour}_{world.CONCEPT.kind}", f"{world.CONCEPT.style}_style")
+_MOST_COVERED = 0.6  # of a picture: more is noise
 _FARTHEST = 0.15  # of a shape from its place, as a share of the side
 
 
@@ -31,6 +32,8 @@ def read(picture: Picture) -> frozenset[str]:
     if written:
         away[written.rows, written.columns] = 0
         tags |= {"english_text"} | ({f"{written.word.lower()}_text"} if written.word else set())
+    if (np.linalg.norm(away, axis=2) > STAND_OUT).mean() > _MOST_COVERED:
+        return frozenset(tags)
     figure = figure_in(pixels)
     if figure.character:
         return frozenset(tags | _of_figure(figure))
