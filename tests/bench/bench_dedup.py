@@ -5,7 +5,7 @@
    of proportional set sizes (a shared page counts once) of the driver, Ray's workers and Ray's own services, sampled
    five times a second; it includes the hashes. With `--alone` without Ray, and nothing of 3 to 5.
 2. Peers, each exact and with one thread, in turn with ours: imagehash's way, a BK-tree in Python; faiss' flat indexes,
-   of bits and of floats. They compare all with all, so that the ratio grows with the hashes. And exactness: of 100,000
+   of bits and of floats. They compare all with all, so that the ratio grows with the hashes. And exactness: of 30,000
    such hashes the pairs against comparing all with all by XOR and popcount.
 3. Skewed hashes, half of whose bits are hardly ever set, as gradient hashes of plain backgrounds are.
 4. The pass as a whole on a made-up run of N rows, 30 % of them copies, with thumbnails and inherited names.
@@ -38,7 +38,7 @@ from rows import Answer, Plot, Row, add_option, in_turn, write
 from sote.data import bands
 
 RADIUS = 8
-SIZES, SMALL_SIZES = (100_000, 300_000, 1_000_000, 3_000_000, 6_000_000), (30_000, 100_000)
+SIZES, SMALL_SIZES = (100_000, 300_000, 1_000_000, 6_000_000), (30_000, 100_000)
 PEERS, SMALL_PEERS = (3_000, 50_000, 20_000), (1_000, 10_000, 5_000)  # hashes: BK-tree, bits, floats
 PLANTED = 0.05
 SECONDS_BETWEEN_SAMPLES = 0.2
@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of 2")
     parser.add_argument("--alone", action="store_true", help="without Ray: neither that of 1 nor 3, 4, 5")
     add_option(parser)
-    parser.add_argument("--rows", type=int, help="of the made-up run of 4; 1,000,000 if not given")
+    parser.add_argument("--rows", type=int, help="of the made-up run of 4; 200,000 if not given")
     parser.add_argument("--search", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--pass", type=int, dest="passed", help=argparse.SUPPRESS)
@@ -315,9 +315,9 @@ def main() -> None:
     found = growth(_counts(given.sizes) or (SMALL_SIZES if given.small else SIZES), has_ray=not given.alone)
     rows = [*found.rows, *peers(_counts(given.peers) or (SMALL_PEERS if given.small else PEERS), rounds=given.rounds)]
     if not given.alone:
-        exactness(10_000 if given.small else 100_000)
+        exactness(10_000 if given.small else 30_000)
         skew(30_000 if given.small else 1_000_000)
-        rows.append(the_pass(given.rows or (20_000 if given.small else 1_000_000)))
+        rows.append(the_pass(given.rows or (20_000 if given.small else 200_000)))
         encodings(4 if given.small else 24)
     write(given.json, Answer(rows, found.plots))
 

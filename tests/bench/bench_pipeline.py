@@ -146,7 +146,7 @@ def main() -> None:
     words.add_argument("--small", action="store_true", help="few pictures: a look at whether it runs, not a figure")
     add_option(words)
     given = words.parse_args()
-    few, many, rounds = (48, 96, 1) if given.small else (128, 384, 2)
+    few, many, rounds = (48, 48, 1) if given.small else (96, 256, 2)
     place = Path(tempfile.mkdtemp(prefix="sote-bench-"))
     print(f"machine: {platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, no GPU used")
     try:

@@ -32,7 +32,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     cores = len(os.sched_getaffinity(0))
     asked.add_argument("--most", type=int, default=min(cores, MOST), help="replicas of each stage")
-    asked.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    asked.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
     add_option(asked)
     given = asked.parse_args()
     up = list(range(1, given.most + 1)) if given.most <= 4 else [1, 2, 4, *range(8, given.most + 1, 8)]

@@ -5,7 +5,7 @@ float32 over the same batch in micro-batches of the same size, with AdamW and wi
 bare loop of a run (engine.Plain), with its order, guard, figures and reading ahead; the other is
 peers/training_loop.py. Each run is a process of its own; runs alternate, the first steps are left out, and a figure is
 the median of a run's steps, and of the runs' medians. `--size stand-in` is the miniature of the tests, in which the
-work around the model is most of a step; `narrow` has four times its width and eight times its layers.
+work around the model is most of a step; `narrow` has three times its width and twice its layers.
 
 Not measured: a GPU, bfloat16, the text encoder trained, several workers (train_overhead.py).
 """
@@ -31,11 +31,11 @@ BATCH, MICRO = 16, 8
 WARM_UP = 3  # steps
 OPTIMIZERS = ("adamw", "adafactor")
 NARROW: dict[str, Any] = {
-    "conditioning_dim": 256,
-    "block_out_channels": (256, 256),
-    "num_attention_heads": (8, 8),
-    "down_num_layers_per_block": (4, 16),
-    "up_num_layers_per_block": (16, 4),
+    "conditioning_dim": 192,
+    "block_out_channels": (192, 192),
+    "num_attention_heads": (6, 6),
+    "down_num_layers_per_block": (2, 8),
+    "up_num_layers_per_block": (8, 2),
 }
 
 

@@ -194,9 +194,11 @@ def main() -> None:
         options.work = work
         make(Path(work))
         figures = [measure("bare loop", "bare", options)]
-        for workers in map(int, options.growth.split(",")):
+        counts = [int(each) for each in options.growth.split(",")]
+        for workers in counts:
             figures.append(measure(f"Ray Train + DeepSpeed, {workers}", "around", options, workers=workers))
-            figures.append(measure(f"bare loop, after {workers}", "bare", options))
+            if workers in (counts[0], counts[-1]):
+                figures.append(measure(f"bare loop, after {workers}", "bare", options))
     render(figures, options)
     write(options.json, answer(figures))
 
