@@ -1,8 +1,9 @@
 """Pictures a second of the served miniature against replicas: `python tests/bench/serve_replicas.py [--most N]`.
 
 One server after the other, each with as many replicas of prior and of decoder, from 1 to as many as there are cores (at
-most 8), and back: each number is measured twice, on the way up and on the way down. Clients that always have a request
-open ask for pictures of 256x256, each with a prompt of its own; what came back in the first seconds is not counted.
+most 8), and back: each number but the most is measured on the way up and on the way down. Clients that always have a
+request open ask for pictures of 256x256, each with a prompt of its own; what came back in the first seconds is not
+counted. A replica that is given less than two cores has one thread of Ray.
 
 It does not show: a GPU for each replica, where the model is most of a picture (here it is a part: ingress, handles and
 PNG files share the cores with it), and several machines.
