@@ -1,7 +1,7 @@
 """The model card of a training run in the seed's form, from the run's own records and never by hand.
 
-Reads: recipe, run.json, metrics.jsonl and exports of the run; of the runs that it went on from too; recipe and
-catalogue.parquet of the curate run, here or wherever fsspec reaches.
+Reads: recipe, run.json, metrics.jsonl, adherence.json and exports of the run; of the runs that it went on from too;
+recipe, run.json, metrics.jsonl and catalogue.parquet of the curate run, here or wherever fsspec reaches.
 Writes: card.md.
 Kind: pure, but for files.
 """
@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from sote.cluster.storage import RunFolder
 from sote.data import caption_profile, files
 from sote.data.caption_profile import Profile
 from sote.data.recipe import CurateRecipe
-from sote.train import card_text, pictures
+from sote.train import card_adherence, card_text, pictures
 from sote.train.recipe import TrainRecipe
 
 pc: Any = pyarrow.compute  # its stubs lack overloads that are used here
@@ -67,6 +68,8 @@ class Dataset:
     counts: dict[str, int]
     repeats: dict[int, int]  # number of rows by how often they are seen in an epoch, where that is more than once
     smallest: tuple[int, int] | None  # width and height of the picture with the fewest pixels
+    captioned_on: tuple[str, ...] = ()  # devices that the tagger ran on
+    caption_hours: float | None = None  # from start to end of the curation, where one command did it all
 
     @property
     def images(self) -> int:
@@ -82,7 +85,7 @@ def write(run: Path) -> Path:
     """Write RUN/card.md; returns its path. Raises RunFolderError if `run` has not been trained, and SourceError."""
     stages = read(run)
     path = run / CARD
-    storage.write_text(path, card_text.render(stages, hashes(run)))
+    storage.write_text(path, card_text.render(stages, hashes(run), card_adherence.read(run)))
     return path
 
 
@@ -160,7 +163,22 @@ def _dataset(recipe: TrainRecipe) -> Dataset | None:
         smallest = _smaller(smallest, table)
     order = [*(years.word for years in profile.years), *(source.name for source in found.sources)]
     ordered = {name: counts[name] for name in dict.fromkeys(order) if counts[name]}
-    return Dataset(found, profile, ordered, dict(sorted(repeats.items())), smallest)
+    return Dataset(found, profile, ordered, dict(sorted(repeats.items())), smallest, *_captioning(curated))
+
+
+def _captioning(curated: str) -> tuple[tuple[str, ...], float | None]:
+    """What the tagger ran on, and the hours of the curation if one command did it all."""
+    folder = RunFolder(remote.place(curated) if remote.REMOTE.fullmatch(curated) else Path(curated).expanduser())
+    lines = logs.read_metrics(folder.metrics)
+    tagged = [line["device"] for line in lines if line.get("kind") == "engine" and line.get("stage") == "tag"]
+    devices = tuple(dict.fromkeys(tagged))
+    if not remote.exists(folder.record):
+        return devices, None
+    mine = json.loads(remote.fetch(folder.record).read_text(encoding="utf-8"))["verbs"].get("curate", {})
+    if mine.get("continued") or not mine.get("end"):
+        return devices, None
+    took = datetime.fromisoformat(mine["end"]) - datetime.fromisoformat(mine["start"])
+    return devices, took.total_seconds() / 3600
 
 
 def _tables(curated: str, chosen: str | None) -> Iterator[pa.Table]:

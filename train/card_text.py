@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from sote.cluster import weights
 from sote.data.caption_profile import Profile, Scale
+from sote.train import card_adherence, card_use
+from sote.train.card_adherence import Adherence
 
 if TYPE_CHECKING:
     from sote.train.card import Dataset, Stage
@@ -42,18 +44,24 @@ INHERITED: Final = (
 )
 
 
-def render(stages: Sequence["Stage"], hashes: Mapping[str, str]) -> str:
+def render(stages: Sequence["Stage"], hashes: Mapping[str, str], adherence: Adherence | None = None) -> str:
     """The card as Markdown with the head that Hugging Face reads. `stages` in the order of training."""
     last = stages[-1]
     parts = [_head(stages), f"# {last.recipe.export.name}", _about(stages)]
     if hashes:
         parts += ["## Files", _table(("file", "AutoV2"), hashes.items())]
     data = last.dataset or stages[0].dataset
-    parts += ["## Inference parameters", *_inference(stages, data.profile if data else None)]
+    profile = data.profile if data else None
+    parts += ["## Inference parameters", *_inference(stages, profile)]
+    positives, negatives = (", ".join(tags) for tags in _prompts(profile))
+    parts += ["## How to use", *card_use.how(last, hashes, positives=positives, negatives=negatives)]
+    if adherence:
+        parts += ["## Prompt adherence", *card_adherence.render(adherence)]
     parts += ["## Training", *_training(stages)]
     parts += ["## Dataset", *_dataset(stages)]
     if data:
         parts += ["## Tags", *_tags(data, shuffled=last.recipe.captions.shuffle)]
+    parts += ["## Limitations", _list(card_use.limits(list(stages)))]
     parts += ["## License", *_licence(last.recipe.export.licence)]
     return "\n\n".join(parts) + "\n"
 
@@ -79,12 +87,9 @@ def _about(stages: Sequence["Stage"]) -> str:
 
 
 def _inference(stages: Sequence["Stage"], profile: Profile | None) -> Iterator[str]:
-    if profile:
-        dates = [years.word for years in profile.years]
-        first = [*dates[:1], profile.aesthetic.steps[0][1], profile.quality.steps[0][1]]
-        last = [profile.aesthetic.rest, profile.quality.rest, *dates[-1:]]
-        yield f"Positives: `{', '.join(first)},`"
-        yield f"Negatives: `{', '.join(last)},`"
+    for what, tags in zip(("Positives", "Negatives"), _prompts(profile), strict=True):
+        if tags:
+            yield f"{what}: `{', '.join(tags)},`"
     for name, lines in SAMPLING:
         yield f"{name}:\n\n" + _list(lines)
     prior = next((stage for stage in reversed(stages) if stage.recipe.model.stage == "prior"), None)
@@ -93,7 +98,19 @@ def _inference(stages: Sequence["Stage"], profile: Profile | None) -> Iterator[s
     if prior:
         mask = "hidden from" if prior.recipe.text.mask_padding else "read by"
         yield f"Text: up to {prior.recipe.text.tokens} tokens; padding is {mask} the text encoder, as in training."
-    yield "Any resolution that is a multiple of 128."
+    data = stages[-1].dataset
+    latents = data.recipe.latents if data else None
+    sizes = card_use.sizes(latents.resolution if latents else None)
+    yield f"Resolution: {', '.join(f'{width}x{height}' for width, height in sizes)}; any multiple of 128 works."
+
+
+def _prompts(profile: Profile | None) -> tuple[list[str], list[str]]:
+    """The words of the best pictures and of the worst, as the seed puts them before and against a prompt."""
+    if profile is None:
+        return [], []
+    dates = [years.word for years in profile.years]
+    first = [*dates[:1], profile.aesthetic.steps[0][1], profile.quality.steps[0][1]]
+    return first, [profile.aesthetic.rest, profile.quality.rest, *dates[-1:]]
 
 
 def _training(stages: Sequence["Stage"]) -> Iterator[str]:
@@ -146,7 +163,13 @@ def _dataset(stages: Sequence["Stage"]) -> Iterator[str]:
         yield f"The curate run {_model(stages[-1].recipe.data.curated)} was not there when this card was written."
         return
     curation = largest.recipe
+    if largest.captioned_on:
+        yield f"Used for captioning: {', '.join(largest.captioned_on)}"
+    if largest.caption_hours is not None:
+        yield f"Hours of the whole curation, measured: {_hours(largest.caption_hours)}"
     yield f"Model used for captioning: {_model(curation.tag.tagger)}"
+    caption = curation.caption
+    yield f"Thresholds: general {caption.general_threshold:.2f}, character {caption.character_threshold:.2f}"
     if curation.text is not None:
         yield f"Model used for text: {_model(curation.text.reader)}"
     rows = [(name, _short(count)) for name, count in largest.counts.items()]

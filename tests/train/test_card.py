@@ -111,6 +111,25 @@ def test_the_dataset_is_counted_by_date_word_for_boards_and_by_source_for_the_re
     assert "- which makes the total image count 14\n" in text
 
 
+def test_what_captioned_and_for_how_long_comes_from_the_curate_runs_records(curated: Path, tmp_path: Path) -> None:
+    run = trained(tmp_path / "base", curated)
+    text = card.write(run).read_text()
+    assert "Thresholds: general 0.35, character 0.50\n" in text
+    assert "Used for captioning" not in text
+    metrics = Metrics(curated / "metrics.jsonl")
+    for device in ("Intel(R) Arc(TM) A770", "Intel(R) Arc(TM) A770", "NVIDIA A100"):
+        metrics.write(kind="engine", stage="tag", device=device)
+    times = {"start": "2024-05-01T00:00:00+00:00", "end": "2024-05-15T14:00:00+00:00"}
+    record = {"verbs": {"curate": times | {"continued": 0}}}
+    (curated / "run.json").write_text(json.dumps(record))
+    text = card.write(run).read_text()
+    assert "Used for captioning: Intel(R) Arc(TM) A770, NVIDIA A100\n" in text
+    assert "Hours of the whole curation, measured: 350\n" in text
+    record["verbs"]["curate"]["continued"] = 1
+    (curated / "run.json").write_text(json.dumps(record))
+    assert "Hours of the whole curation" not in card.write(run).read_text()
+
+
 def test_tag_format_and_scales_are_those_of_the_caption_profile(curated: Path, tmp_path: Path) -> None:
     text = card.write(trained(tmp_path / "base", curated)).read_text()
     order = "aesthetic tags, quality tags, date tags, custom tags, rating tags, character, series, rest of the tags"
