@@ -1,7 +1,8 @@
 """The characters and the words in a painting of the small world, by rules.
 
 Each character, at a few sizes and places near the middle, is laid over the picture: its body and what it wears are
-there where their colours are. Each word is laid over the foot of the picture as its letters' brightness.
+there where their colours are, and where its eyes would be it is dark. Each word is laid over the foot of the picture as
+its letters' brightness.
 
 Kind: pure.
 """
@@ -22,6 +23,7 @@ _MOVES = (-2, -1, 0, 1, 2)  # pixels of _COARSE
 _MOST_BODY, _MOST_WORN = 42.0, 55.0  # RGB distance, root of the mean square
 _MOST_DRESSED = 60.0  # of a body in a colour that is not quite the character's
 _LEAST_WORD, _LEAST_BAND = 0.55, 0.45  # correlation of the brightness
+_EYE = 22.0  # levels that an eye is darker than the body; the world's are by 60 to 130
 _SHIFTS = 5  # pixels that a word may be away from its place
 
 
@@ -55,18 +57,32 @@ class _Drawn:
         """The root of the mean squared RGB distance [N] from a picture [_COARSE, _COARSE, 3]."""
         flat = pixels.reshape(-1, 3)
         squares = self.cover @ (flat**2).sum(axis=1) - 2 * (self.colours @ flat.ravel()) + self.squares
-        return np.sqrt(np.maximum(squares, 0) / self.sums).astype(np.float32)
+        root: Floats = np.sqrt(np.maximum(squares, 0) / self.sums).astype(np.float32)
+        return root
 
 
 def figure_in(pixels: Floats) -> Figure:
     """The character of a picture [SIDE, SIDE, 3]."""
     small = _coarse(pixels)
-    looks, body, worn = _all_drawn()
+    drawn, body, worn = _all_drawn()
     body_away, worn_away = body.away(small), worn.away(small)
     best = int(np.argmin(body_away / _MOST_BODY + worn_away / _MOST_WORN))
-    is_dressed = bool(worn_away[best] < _MOST_WORN and body_away[best] < _MOST_DRESSED)
+    look, at = drawn[best]
+    is_dressed = bool(worn_away[best] < _MOST_WORN and body_away[best] < _MOST_DRESSED) and _has_face(pixels, at)
     is_known = is_dressed and bool(body_away[best] < _MOST_BODY)
-    return Figure(looks[best].name if is_known else None, looks[best].wears if is_dressed else None)
+    return Figure(look.name if is_known else None, look.wears if is_dressed else None)
+
+
+def _has_face(pixels: Floats, body: Shape) -> bool:
+    """Whether there is something dark where both eyes are."""
+    brightness, reach = pixels.mean(axis=2), 0.13 * body.radius
+    skin = sum(painting.COLOURS[body.colour]) / 3
+    for side in (-1, 1):
+        x, y = body.x + 0.25 * side * body.radius, body.y - 0.02 * body.radius
+        top, bottom, left, right = (round(edge * SIDE) for edge in (y - reach, y + reach, x - reach, x + reach))
+        if brightness[top : bottom + 1, left : right + 1].min() > skin - _EYE:
+            return False
+    return True
 
 
 def word_in(pixels: Floats) -> Written | None:
@@ -90,13 +106,15 @@ def word_in(pixels: Floats) -> Written | None:
 
 
 @cache
-def _all_drawn() -> tuple[tuple[Look, ...], _Drawn, _Drawn]:
+def _all_drawn() -> tuple[tuple[tuple[Look, Shape], ...], _Drawn, _Drawn]:
     looks, bodies, worn, colours = [], [], [], []
     moves = [(down, across) for down in _MOVES for across in _MOVES]
     for look in painting.LOOKS:
         for radius in _RADII:
             body, dress, colour = _one_drawn(look, radius)
-            looks += [look] * len(moves)
+            for down, across in moves:
+                x, y = 0.5 + across / _COARSE, 0.55 + down / _COARSE
+                looks.append((look, Shape(look.body, look.colour, x, y, radius)))
             bodies += [np.roll(body, move, axis=(0, 1)).ravel() for move in moves]
             worn += [np.roll(dress, move, axis=(0, 1)).ravel() for move in moves]
             colours += [np.roll(colour, move, axis=(0, 1)).reshape(-1, 3) for move in moves]

@@ -42,7 +42,8 @@ class Ground:
         start, way = self.light[:, None], (self.dark - self.light)[:, None]
         length = np.maximum((way[:, 0] ** 2).sum(axis=1), 1e-6)
         share = np.clip(np.einsum("yxc,yc->yx", pixels - start, way[:, 0]) / length[:, None], 0, 1)
-        return start + share[..., None] * way
+        below: Floats = start + share[..., None] * way
+        return below
 
 
 def pixels_of(picture: Picture) -> Floats:

@@ -84,7 +84,7 @@ def _parts(kind: str, style: str, turn: float) -> tuple[Floats, Floats]:
     if style == "flat":
         return full, np.zeros_like(full)
     if style == "striped":
-        bars = np.minimum(_polygon(kind, 0.9, turn), _bars())
+        bars: Floats = np.minimum(_polygon(kind, 0.9, turn), _bars())
         return full - bars, bars
     inner = _polygon(kind, {"outlined": 0.78, "hollow": 0.58}[style], turn)
     return (inner, full - inner) if style == "outlined" else (full - inner, inner)
@@ -95,7 +95,7 @@ def _polygon(kind: str, share: float, turn: float) -> Floats:
     points: list[Point] = painting.placed(painting.outline_of(kind), (side / 2, side / 2), share * UNIT * _FINE, turn)
     canvas = Image.new("L", (side, side))
     ImageDraw.Draw(canvas).polygon(points, fill=255)
-    return np.asarray(canvas, dtype=np.float32) / 255
+    return np.asarray(canvas, dtype=np.float32) / np.float32(255)
 
 
 def _bars() -> Floats:
@@ -108,4 +108,5 @@ def _bars() -> Floats:
 
 
 def _reduced(fine: Floats) -> Floats:
-    return fine.reshape(FRAME, _FINE, FRAME, _FINE).mean(axis=(1, 3))
+    means: Floats = fine.reshape(FRAME, _FINE, FRAME, _FINE).mean(axis=(1, 3), dtype=np.float32)
+    return means

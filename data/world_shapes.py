@@ -22,7 +22,9 @@ from sote.data.world_masks import FRAME, UNIT, silhouettes, styled
 Bools = npt.NDArray[np.bool_]
 
 _LEAST_AREA = 110  # pixels: a diamond of half the small radius
-_LEAST_OVERLAP = 0.80  # intersection over union of the silhouettes
+_LEAST_RADIUS = 0.09  # share of the side; the smallest shapes of the world have 0.12
+_LEAST_OVERLAP = 0.82  # intersection over union of the silhouettes
+_LEAST_EXPLAINED = 0.3  # of what stands out: where there is less, shapes are not what the picture shows
 _FARTHEST = 62.0  # RGB distance of a colour from its name
 _BAR_GAP = 9  # pixels between a small shape's bars that may have come apart
 _ENOUGH = 0.85  # of what stands out is explained: no other way of cutting is tried
@@ -105,7 +107,7 @@ def shapes_in(pixels: Floats, ground: Ground, away: Floats) -> Found:
             best = found
         if best.explained > _ENOUGH:
             break
-    return best
+    return best if best.explained > _LEAST_EXPLAINED else Found()
 
 
 def _found(view: _View, mask: Bools) -> Found:
@@ -142,7 +144,8 @@ def _cut(mask: Bools) -> Bools:
     nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
     owners = np.where(mask, labels[tuple(nearest)], 0)
     same = (owners == np.roll(owners, 1, axis=0)) & (owners == np.roll(owners, 1, axis=1))
-    return mask & same
+    apart: Bools = mask & same
+    return apart
 
 
 def _pieces(mask: Bools) -> Iterator[Bools]:
@@ -155,7 +158,7 @@ def _pieces(mask: Bools) -> Iterator[Bools]:
 def _seen(view: _View, piece: Bools) -> Seen | None:
     """The shape that a piece is, if it is one."""
     fit = max(_fits(piece), key=lambda fit: fit.overlap)
-    if fit.overlap < _LEAST_OVERLAP:
+    if fit.overlap < _LEAST_OVERLAP or fit.radius < _LEAST_RADIUS * SIDE:
         return None
     near = ndimage.binary_dilation(piece, _SQUARE, iterations=2)
     look = _styled(view, near, fit)
@@ -185,7 +188,8 @@ def _fits(mask: Bools) -> Iterator[_Fit]:
 def _steps(middle: float, radius: float) -> Floats:
     """What each of FRAME rows takes from SIDE pixels along one axis, by linear interpolation: [FRAME, SIDE]."""
     at = middle + (np.arange(FRAME) + 0.5 - FRAME / 2) * (radius / UNIT) - 0.5
-    return np.maximum(1 - np.abs(at[:, None] - np.arange(SIDE)[None]), 0).astype(np.float32)
+    steps: Floats = np.maximum(1 - np.abs(at[:, None] - np.arange(SIDE)[None]), 0).astype(np.float32)
+    return steps
 
 
 def _styled(view: _View, near: Bools, fit: _Fit) -> _Look:

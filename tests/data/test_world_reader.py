@@ -143,12 +143,24 @@ def test_of_unequal_shapes_at_most_one_look_is_said() -> None:
     assert "red_circle" not in found
 
 
-def test_a_shape_on_which_is_no_face_is_no_character() -> None:
-    shown = next(one for one in (world.plan(1, index) for index in range(99)) if one.character and not one.scribbles)
-    assert shown.character_at
-    bare = replace(shown, character=None, shapes=(shown.character_at,), wear=0.0)
-    assert shown.character in read(replace(shown, wear=0.0))
-    assert not read(bare) & {*world.GROUPS["character"], *world.GROUPS["costume"]}
+@pytest.mark.parametrize("look", painting.LOOKS, ids=lambda look: look.name)
+def test_a_character_is_known_on_light_grounds_and_its_bare_body_is_none(look: painting.Look) -> None:
+    figures = {*world.GROUPS["character"], *world.GROUPS["costume"]}
+    at = Shape(look.body, look.colour, 0.5, 0.55, 0.27)
+    for ground in ("white", "yellow", "grey"):
+        shown = scene(ground=ground, pattern="gradient")
+        assert read(replace(shown, character=look.name, character_at=at)) & figures == {look.name, look.wears}
+        for style in ("flat", "glossy"):
+            found = read(replace(shown, shapes=(at,), style=style))
+            assert not found & figures
+            assert f"{look.colour}_{look.body}" in found
+
+
+def test_a_speck_is_no_shape_and_what_is_small_beside_a_splash_is_not_what_is_shown() -> None:
+    assert not tags_of_shapes(read(scene(Shape("circle", "red", 0.5, 0.5, 0.06))))
+    splash = painting.paint(scene(Shape("circle", "red", 0.2, 0.2, 0.1)))
+    painting.ImageDraw.Draw(splash).polygon([(60, 120), (240, 90), (130, 160), (250, 240), (70, 200)], fill="blue")
+    assert not tags_of_shapes(world_reader.read(splash))
 
 
 def test_another_word_is_text_but_none_of_the_words() -> None:
