@@ -67,7 +67,7 @@ def fit(samples: Samples, folder: Path, *, steps: int, seed: int) -> float:
     torch.manual_seed(seed)
     encoder, painter = EfficientNetEncoder(PLAN), Painter()
     namer = nn.Linear(LATENT_CHANNELS * CELLS**2, len(world.TAGS))
-    nets = nn.ModuleList([encoder, painter, namer]).to(memory_format=torch.channels_last)
+    nets = nn.ModuleList([encoder, painter, namer])
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.05
@@ -84,7 +84,7 @@ def fit(samples: Samples, folder: Path, *, steps: int, seed: int) -> float:
         error = nn.functional.mse_loss(painter(noisy_BCHW), wanted_BCHW)
         naming = nn.functional.binary_cross_entropy_with_logits(namer(noisy_BCHW.flatten(1)), tags_BT)
         optimizer.zero_grad()
-        (10 * error + TAGS_WEIGHT * naming).backward()
+        (10 * error + TAGS_WEIGHT * naming).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
         optimizer.step()
         rate.step()

@@ -38,7 +38,7 @@ class Samples:
 def paint(folder: Path, *, count: int, seed: int) -> None:
     """Paint `count` scenes of `seed` into `folder`. Equal arguments give equal files."""
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+    pixels = np.lib.format.open_memmap(
         folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(count, world.SIDE, world.SIDE, 3)
     )
     tags = np.zeros((count, len(world.TAGS)), bool)

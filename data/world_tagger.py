@@ -82,7 +82,7 @@ def fit(samples: Samples, folder: Path, *, steps: int, seed: int) -> float:
         pixels_BCHW = pixels_BCHW + 4 * torch.randn_like(pixels_BCHW)  # as files that lose detail
         loss = nn.functional.binary_cross_entropy_with_logits(net(pixels_BCHW), torch.from_numpy(targets[rows]))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         rate.step()
         if step % REPORT_EVERY == 0:
@@ -134,7 +134,8 @@ def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[NDArray[np.fl
         raise ValueError("a batch norm without running statistics cannot be folded")
     gain_norm, shift_norm = _values(norm)
     gain = gain_norm / np.sqrt(variance.numpy() + norm.eps)
-    return weight * gain[:, None, None, None], (bias - mean.numpy()) * gain + shift_norm
+    folded = weight * gain[:, None, None, None], (bias - mean.numpy()) * gain + shift_norm
+    return folded[0].astype(np.float32), folded[1].astype(np.float32)
 
 
 def _values(layer: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sote.data.standin_files import published, write_json, write_safetensors
 from sote.data.vqgan import CLASS, STEM
-from sote.data.vqgan_net import Config, Vqgan
+from sote.data.vqgan_net import Block, Config, Vqgan
 from sote.data.world_samples import Samples
 
 CONFIG: dict[str, Any] = {
@@ -45,7 +45,7 @@ def fit(samples: Samples, folder: Path, *, steps: int, seed: int) -> float:
     torch.manual_seed(seed)
     net = Vqgan(Config.of(CONFIG))
     for module in net.modules():
-        if hasattr(module, "gammas"):  # fresh gammas are zero: every block would do nothing
+        if isinstance(module, Block):  # fresh gammas are zero: every block would do nothing
             nn.init.normal_(module.gammas, std=0.3)
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
@@ -56,7 +56,7 @@ def fit(samples: Samples, folder: Path, *, steps: int, seed: int) -> float:
         painted_BCHW = net.decode(latents_BCHW + NOISE * torch.randn_like(latents_BCHW))
         error = nn.functional.l1_loss(painted_BCHW, pixels_BCHW)
         optimizer.zero_grad()
-        (error + 2 * nn.functional.mse_loss(painted_BCHW, pixels_BCHW)).backward()
+        (error + 2 * nn.functional.mse_loss(painted_BCHW, pixels_BCHW)).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         rate.step()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sote.cluster import storage
@@ -30,7 +29,7 @@ def make(curated: Path, out: Path, *, seed: int) -> None:
     shuffled = np.random.default_rng(seed).permutation(picked)
     order[shuffled] = np.roll(shuffled, 1)  # one cycle through all
     for name in COLUMNS:
-        column: Any = table[name].take(pa.array(order))
+        column: Any = table[name].take(order)
         table = table.set_column(table.column_names.index(name), table.schema.field(name), column)
     storage.write_table(out / CATALOGUE, table)
     link = out / FOLDER

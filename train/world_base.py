@@ -23,7 +23,7 @@ from sote.train import world_files, world_models
 
 SAMPLES, SAMPLES_SEED = 8_000, 11
 PICTURES, PICTURES_SEED = 12_000, 1
-STEPS = {"encoder": 1300, "vqgan": 1300, "tagger": 900, "aesthetic": 500, "quality": 500}
+STEPS = {"encoder": 1300, "vqgan": 1300, "tagger": 900, "aesthetic": 500, "quality": 1500}
 PARTS = tuple(STEPS)
 RECIPES = ("curate", "prior", "decoder")
 DEFAULT = "runs/base"  # the run that the committed recipes name
@@ -35,12 +35,12 @@ def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         _fit(root, arguments[1])
         return
-    _once(root / "samples", lambda folder: world_samples.paint(folder, count=SAMPLES, seed=SAMPLES_SEED))
+    _once(_nets(root) / "samples", lambda folder: world_samples.paint(folder, count=SAMPLES, seed=SAMPLES_SEED))
     for pair in (PARTS[:2], PARTS[2:4], PARTS[4:]):  # two at a time, each on one core
         _together(
             [sys.executable, "-m", "sote.train.world_base", str(root), part]
             for part in pair
-            if not (root / "fitted" / f"{part}.json").exists()
+            if not (_nets(root) / "fitted" / f"{part}.json").exists()
         )
     _once(root / "weights", lambda folder: _assemble(root, folder))
     _once(
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
 def _fit(root: Path, part: str) -> None:
     """Fit one net on the samples, on one core, and keep its figure."""
     torch.set_num_threads(1)
-    samples, folder, steps = world_samples.load(root / "samples"), root / "fitted", STEPS[part]
+    samples, folder, steps = world_samples.load(_nets(root) / "samples"), _nets(root) / "fitted", STEPS[part]
     seed = 3 + PARTS.index(part)
     fits: dict[str, Callable[[], float]] = {
         "encoder": lambda: world_encoder.fit(samples, folder / "encoder", steps=steps, seed=seed),
@@ -74,9 +74,14 @@ def _fit(root: Path, part: str) -> None:
 def _assemble(root: Path, folder: Path) -> None:
     """The folder of weights before Stage C, Stage B and the text encoder are trained."""
     for name in ("encoder", "tagger", "aesthetic", "quality_clip", "quality_head"):
-        shutil.copytree(root / "fitted" / name, folder / name)
+        shutil.copytree(_nets(root) / "fitted" / name, folder / name, dirs_exist_ok=True)
     world_models.make(folder, seed=world_files.SEED)
-    shutil.copytree(root / "fitted" / "vqgan", folder / "decoder" / "vqgan", dirs_exist_ok=True)
+    shutil.copytree(_nets(root) / "fitted" / "vqgan", folder / "decoder" / "vqgan", dirs_exist_ok=True)
+
+
+def _nets(root: Path) -> Path:
+    """Beside the run folder: what the small nets are fitted on, and what comes of it."""
+    return root.with_name(f"{root.name}-nets")
 
 
 def _recipe(root: Path, name: str) -> Path:
@@ -89,7 +94,7 @@ def _recipe(root: Path, name: str) -> Path:
 
 def _pack(root: Path) -> None:
     """Export what was trained, and write the committed files."""
-    made = root / "packed"
+    made = _nets(root) / "packed"
     for name in ("prior", "decoder"):
         out = made / name
         shutil.rmtree(out, ignore_errors=True)
@@ -111,7 +116,7 @@ def _pack(root: Path) -> None:
             ]
         )
         shutil.copytree(out / name, root / "weights" / name, dirs_exist_ok=True)
-    figures = {part: json.loads((root / "fitted" / f"{part}.json").read_text()) for part in PARTS}
+    figures = {part: json.loads((_nets(root) / "fitted" / f"{part}.json").read_text()) for part in PARTS}
     facts: dict[str, Any] = {
         "made_by": "make base",
         "recipes": [f"train/world/{name}.toml" for name in RECIPES],
