@@ -8,7 +8,6 @@ Kind: actor.
 
 import asyncio
 import io
-import json
 import math
 import multiprocessing
 from collections.abc import Mapping, Sequence
@@ -24,14 +23,13 @@ from PIL import Image
 from sote.cluster import storage
 from sote.data import painting, world, world_prompts, world_reader
 from sote.data.world_prompts import CONCEPT, Asked
+from sote.serve.adherence_file import FILE, Adherence, Name
 from sote.serve.cascade import Local
 from sote.serve.recipe import DefaultsPart, LimitsPart, ModelPart
 from sote.serve.schema import GenerateRequest, resolve
 
-FILE = "adherence.json"
 FOLDER = "adherence"  # of images
 SLOTS = 16  # pictures that step together
-MODELS = ("base", "finetuned", "control")
 TRUTHS = 4  # pictures of the concept as it is drawn
 # What the demo must show (shares)
 LEAST_BASE, LEAST_LEARNT = 0.8, 0.7
@@ -48,8 +46,8 @@ class Judged:
 
 
 def measure(
-    run: Path, models: Mapping[str, Judged], *, defaults: DefaultsPart, chance: float, processes: int = 2
-) -> dict[str, Any]:
+    run: Path, models: Mapping[Name, Judged], *, defaults: DefaultsPart, chance: float, processes: int = 2
+) -> Adherence:
     """Paint, read, count; writes RUN/adherence.json and returns what it holds.
 
     `chance` is the share of the concept among the pictures that were trained on: what a model paints of it that does
@@ -60,7 +58,7 @@ def measure(
         jobs = {name: pool.submit(_painted, run, name, each.part, defaults, threads=1) for name, each in models.items()}
         painted = {name: job.result() for name, job in jobs.items()}
     found = {name: [sorted(tags) for _, tags in pictures] for name, pictures in painted.items()}
-    told = {
+    told: dict[str, Any] = {
         "prompts": [_told(each) for each in asked],
         "models": {
             name: {"label": each.label, "images": [path for path, _ in painted[name]], "found": found[name]}
@@ -70,8 +68,9 @@ def measure(
         "concept": _concept(run, asked, {name: painted[name] for name in models}, chance=chance),
     }
     told["goals"] = list(_goals(told, chance=chance))
-    storage.write_text(run / FILE, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    return told
+    whole = Adherence.model_validate(told)
+    storage.write_text(run / FILE, whole.model_dump_json(indent=1, exclude_none=True) + "\n")
+    return whole
 
 
 def share_of_concept(curated: Path) -> float:
@@ -133,10 +132,7 @@ def _groups(asked: Sequence[Asked]) -> list[str]:
 
 
 def _hits(asked: Sequence[Asked], found: Sequence[Sequence[str]], group: str) -> list[int]:
-    """[tags of the group that are there, tags that were asked for]; the concept counts once, when it is whole."""
-    if group == CONCEPT:
-        whole = [_is_whole(tags) for each, tags in zip(asked, found, strict=True) if each.is_concept]
-        return [sum(whole), len(whole)]
+    """[tags of the group that are there, tags that were asked for]."""
     there = [
         tag in tags
         for each, tags in zip(asked, found, strict=True)
@@ -146,8 +142,10 @@ def _hits(asked: Sequence[Asked], found: Sequence[Sequence[str]], group: str) ->
     return [sum(there), len(there)]
 
 
-def _is_whole(tags: Sequence[str]) -> bool:
-    return all(tag in tags for tag in world_prompts.concept_tags())
+def _whole(asked: Sequence[Asked], found: Sequence[frozenset[str]]) -> list[int]:
+    """[paintings that show the whole concept, paintings that were asked for it]."""
+    shown = [world_reader.shows_concept(tags) for each, tags in zip(asked, found, strict=True) if each.is_concept]
+    return [sum(shown), len(shown)]
 
 
 def _concept(
@@ -162,7 +160,7 @@ def _concept(
         painting.paint(world.plan(world_prompts.SEED, number, concept_share=1.0)).save(buffer, "PNG")
         storage.write_bytes(run / path, buffer.getvalue())
         truth.append(path)
-    counts = {name: _hits(asked, [sorted(tags) for _, tags in each], CONCEPT) for name, each in painted.items()}
+    counts = {name: _whole(asked, [tags for _, tags in each]) for name, each in painted.items()}
     images = {name: [each[at][0] for at in places] for name, each in painted.items()}
     tags = list(world_prompts.concept_tags())
     return {"name": world.CONCEPT.name, "tags": tags, "chance": chance, **counts, "images": images, "truth": truth}
@@ -175,11 +173,9 @@ def _goals(told: Mapping[str, Any], *, chance: float) -> list[dict[str, Any]]:
     rows: list[tuple[str, str, float, list[int]]] = [
         ("base: colour and shape as asked", "least", LEAST_BASE, told["groups"][EXACT]["base"]),
         ("base: the concept by chance at most", "most", most, concept["base"]),
+        ("finetuned: the concept by its name", "least", LEAST_LEARNT, concept["finetuned"]),
+        ("control with shuffled captions: the concept by chance at most", "most", most, concept["control"]),
     ]
-    if "finetuned" in told["models"]:
-        rows.append(("finetuned: the concept by its name", "least", LEAST_LEARNT, concept["finetuned"]))
-    if "control" in told["models"]:
-        rows.append(("control with shuffled captions: the concept by chance at most", "most", most, concept["control"]))
     goals = []
     for what, kind, bound, (hits, of) in rows:
         value = hits / of

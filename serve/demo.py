@@ -27,7 +27,7 @@ from sote.data import index, pipeline, scenes, world_prompts
 from sote.data import plan as data_plan
 from sote.data import standins as data_standins
 from sote.data.recipe import CurateRecipe
-from sote.serve import adherence, app, demo_quick, demo_world, samples
+from sote.serve import adherence, adherence_file, app, demo_quick, demo_world, samples
 from sote.serve import plan as serve_plan
 from sote.serve.recipe import ServeRecipe
 from sote.serve.report import write_report
@@ -182,19 +182,19 @@ def _control(root: Path, address: str | None) -> None:
 def _measure(root: Path, curate: CurateRecipe) -> None:
     """Paint the fixed prompts, count what was asked for, and say it."""
     exported = {name: RunFolder(at).export("diffusers") / "prior" for name, at in _trained(root).items()}
-    judged = {
-        name: adherence.Judged(label, demo_world.model(root, prior))
-        for name, label, prior in (
-            ("base", "base model", root / "weights" / "prior"),
-            ("finetuned", "finetuned", exported["finetuned"]),
-            ("control", "control, shuffled captions", exported["control"]),
-        )
+    trained: tuple[tuple[adherence_file.Name, str, Path], ...] = (
+        ("base", "base model", root / "weights" / "prior"),
+        ("finetuned", "finetuned", exported["finetuned"]),
+        ("control", "control, shuffled captions", exported["control"]),
+    )
+    judged: dict[adherence_file.Name, adherence.Judged] = {
+        name: adherence.Judged(label, demo_world.model(root, prior)) for name, label, prior in trained
     }
     chance = adherence.share_of_concept(Path(curate.run))
-    told = adherence.measure(root, judged, defaults=demo_world.defaults(), chance=chance)
-    for goal in told["goals"]:
-        bound = f"at least {goal['least']:.0%}" if "least" in goal else f"at most {goal['most']:.0%}"
-        _note(f"{goal['what']}: {goal['value']:.0%} ({bound}{'' if goal['met'] else ', NOT MET'})")
+    found = adherence.measure(root, judged, defaults=demo_world.defaults(), chance=chance)
+    for goal in found.goals:
+        bound = f"at least {goal.least:.0%}" if goal.least is not None else f"at most {goal.most:.0%}"
+        _note(f"{goal.what}: {goal.value:.0%} ({bound}{'' if goal.met else ', NOT MET'})")
 
 
 def _trained(root: Path) -> dict[str, Path]:

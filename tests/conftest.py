@@ -103,7 +103,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         fcntl.flock(lock, fcntl.LOCK_EX)
         kept = folder / "ended.json"
         if not kept.exists():
-            command = [sys.executable, "-m", "sote.cluster.cli", "demo", "--out", str(folder / "demo")]
+            command = [sys.executable, "-m", "sote.cluster.cli", "demo", "--quick", "--out", str(folder / "demo")]
             done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST_SECONDS, check=False)
             kept.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
     return Demo(folder / "demo", *json.loads(kept.read_text()))
