@@ -166,7 +166,8 @@ def _extra(extra: str, origin: Post, index: int) -> Post:
     scene, size = origin.scene, (origin.scene.width, origin.scene.height)
     made = replace(origin, index=index, form=extra, of=origin.index)
     if extra == "truncated":
-        return replace(made, data=_saved(paint(scene), "JPEG", quality=92)[:-20_000], extension="jpg")
+        whole = _saved(paint(scene), "JPEG", quality=92)
+        return replace(made, data=whole[: max(len(whole) - 20_000, len(whole) // 2)], extension="jpg")
     if extra == "not a picture":
         return replace(made, data=b"<html><body>404: this picture is gone</body></html>\n", extension="jpg")
     if extra == "absurd size":
@@ -174,9 +175,7 @@ def _extra(extra: str, origin: Post, index: int) -> Post:
     if extra == "small":
         return replace(made, data=_saved(paint(scene, scale=0.5), "PNG"), extension="png")
     if extra == "variant":
-        first, *others = scene.shapes
-        new_colour = next(colour for colour in ("green", "red") if colour != first.colour)
-        other = replace(scene, shapes=(replace(first, colour=new_colour), *others))
+        other = _variant(scene)
         return replace(made, scene=other, data=_saved(paint(other), "JPEG", quality=92), extension="jpg")
     with Image.open(io.BytesIO(origin.data)) as picture:
         image = picture.convert("RGB")
@@ -188,6 +187,18 @@ def _extra(extra: str, origin: Post, index: int) -> Post:
         return replace(made, data=_saved(image, "JPEG", quality=70), extension="jpg")
     data, extension = _ENCODERS[extra.removeprefix("copy ")](image)
     return replace(made, data=data, extension=extension)
+
+
+def _variant(scene: Scene) -> Scene:
+    """The scene repainted: its first shape, and those that look alike, in another colour; else the ground."""
+    if not scene.shapes or scene.named:
+        ground = next(colour for colour in ("green", "blue") if colour != scene.background.colour)
+        return replace(scene, background=replace(scene.background, colour=ground))
+    first = scene.shapes[0]
+    colour = next(colour for colour in ("green", "red") if colour != first.colour)
+    alike = (first.kind, first.colour)
+    shapes = tuple(replace(each, colour=colour) if (each.kind, each.colour) == alike else each for each in scene.shapes)
+    return replace(scene, shapes=shapes)
 
 
 def _write(folder: Path, post: Post) -> str:

@@ -41,7 +41,7 @@ def kind_of(path: Path) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(TOP)))
 def test_a_module_imports_only_from_its_own_folder_and_those_to_its_left(path: Path) -> None:
     layer = LAYERS.index(path.relative_to(TOP).parts[0])
-    for name in imports(path, top_level=path.name == "cli.py"):
+    for name in imports(path, top_level=path.name in ("cli.py", "cli_demo.py")):
         assert name.split(".")[0] not in LAYERS, f"{name}: import it as sote.{name}"
         if name.startswith("sote.") and name.split(".")[1] in LAYERS:
             assert LAYERS.index(name.split(".")[1]) <= layer, name
