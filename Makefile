@@ -5,17 +5,20 @@ BIN := .venv/bin
 LOCK := requirements.lock
 READY := .venv/.ready
 
-.PHONY: demo test test-slow bench check setup lock clean
+.PHONY: demo base test test-slow bench check setup lock clean
 
 demo: $(READY)  ## the whole river, small and offline
 	@$(BIN)/sote demo --out runs/demo
 
+base: $(READY)  ## train the small world's base models anew, in runs/base: hours on two cores; writes train/world
+	@$(BIN)/python -m sote.train.world_base runs/base
+
 test: $(READY)  ## the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(READY)  ## the tests that take minutes each: nodes, drivers and heads that are lost, Serve's own config
+test-slow: $(READY)  ## the tests that take minutes each: the proof, and nodes, drivers and heads that are lost
 	@$(BIN)/python -m pytest -m slow tests/test_faults.py tests/cluster/test_jobs.py tests/serve/test_declared.py \
-		tests/train/test_launch_remote.py tests/cluster/test_nodes.py
+		tests/train/test_launch_remote.py tests/cluster/test_nodes.py tests/test_proof.py
 
 bench: $(READY)  ## every bench of this machine beside its peers: BENCHMARKS.md, a page; BENCH="--quick", "--long", "--only caption"
 	@$(BIN)/python tests/bench/run.py $(BENCH)

@@ -28,7 +28,8 @@ from sote.serve.cascade import Local
 from sote.serve.recipe import DefaultsPart, LimitsPart, ModelPart
 from sote.serve.schema import GenerateRequest, resolve
 
-FOLDER = "adherence"  # of images
+ASKED = world_prompts.prompts()
+FOLDER_OF = "images/adherence/{}"  # below the run folder: a model's paintings
 SLOTS = 16  # pictures that step together
 TRUTHS = 4  # pictures of the concept as it is drawn
 # What the demo must show (shares)
@@ -46,17 +47,28 @@ class Judged:
 
 
 def measure(
-    run: Path, models: Mapping[Name, Judged], *, defaults: DefaultsPart, chance: float, processes: int = 2
+    run: Path,
+    models: Mapping[Name, Judged],
+    *,
+    defaults: DefaultsPart,
+    chance: float,
+    asked: tuple[Asked, ...] = ASKED,
+    processes: int = 2,
 ) -> Adherence:
     """Paint, read, count; writes RUN/adherence.json and returns what it holds.
 
     `chance` is the share of the concept among the pictures that were trained on: what a model paints of it that does
     not listen to its name.
     """
-    asked = world_prompts.prompts()
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = {name: pool.submit(_painted, run, name, each.part, defaults, threads=1) for name, each in models.items()}
-        painted = {name: job.result() for name, job in jobs.items()}
+        jobs = {
+            name: pool.submit(_painted, run / FOLDER_OF.format(name), each.part, defaults, asked)
+            for name, each in models.items()
+        }
+        painted = {
+            name: [(f"{FOLDER_OF.format(name)}/{file}", tags) for file, tags in job.result()]
+            for name, job in jobs.items()
+        }
     found = {name: [sorted(tags) for _, tags in pictures] for name, pictures in painted.items()}
     told: dict[str, Any] = {
         "prompts": [_told(each) for each in asked],
@@ -82,21 +94,21 @@ def share_of_concept(curated: Path) -> float:
 
 
 def _painted(
-    run: Path, name: str, part: ModelPart, defaults: DefaultsPart, *, threads: int
+    folder: Path, part: ModelPart, defaults: DefaultsPart, asked: Sequence[Asked]
 ) -> list[tuple[str, frozenset[str]]]:
-    """Every prompt's picture as a path below the run folder, and what is read in it. In a process of its own."""
-    torch.set_num_threads(threads)
+    """The file of each prompt's picture in `folder`, and what is read in it. In a process of its own, on one core."""
+    torch.set_num_threads(1)
     service = Local.load(part, slots=SLOTS)
     try:
-        pictures = asyncio.run(_paint(service, world_prompts.prompts(), defaults))
+        pictures = asyncio.run(_paint(service, asked, defaults))
     finally:
         service.close()
     kept = []
     for number, data in enumerate(pictures):
-        path = f"images/{FOLDER}/{name}/{number:02}.png"
-        storage.write_bytes(run / path, data)
+        file = f"{number:02}.png"
+        storage.write_bytes(folder / file, data)
         with Image.open(io.BytesIO(data)) as image:
-            kept.append((path, world_reader.read(image.convert("RGB"))))
+            kept.append((file, world_reader.read(image.convert("RGB"))))
     return kept
 
 
@@ -155,7 +167,7 @@ def _concept(
     places = [at for at, each in enumerate(asked) if each.is_concept]
     truth = []
     for number in range(TRUTHS):
-        path = f"images/{FOLDER}/concept/{number}.png"
+        path = f"{FOLDER_OF.format(CONCEPT)}/{number}.png"
         buffer = io.BytesIO()
         painting.paint(world.plan(world_prompts.SEED, number, concept_share=1.0)).save(buffer, "PNG")
         storage.write_bytes(run / path, buffer.getvalue())

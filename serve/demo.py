@@ -27,11 +27,11 @@ from sote.data import index, pipeline, scenes, world_prompts
 from sote.data import plan as data_plan
 from sote.data import standins as data_standins
 from sote.data.recipe import CurateRecipe
-from sote.serve import adherence, adherence_file, app, demo_quick, demo_world, samples
+from sote.serve import adherence, adherence_file, app, demo_quick, demo_world, retrying, samples, strip
 from sote.serve import plan as serve_plan
 from sote.serve.recipe import ServeRecipe
 from sote.serve.report import write_report
-from sote.train import export, launch, shuffled, world_files
+from sote.train import card, export, launch, shuffled, world_files
 from sote.train import plan as train_plan
 from sote.train import recipe as training
 from sote.train import standins as train_standins
@@ -39,7 +39,7 @@ from sote.train.recipe import TrainRecipe
 
 PORT = 8642
 TIMEOUT_SECONDS = 300.0
-IMAGE = "demo.png"
+IMAGE, STRIP = "demo.png", "strip.png"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def run(out: Path, *, images: Path | None, quick: bool = False, address: str | N
     _prepare(root, plan, draws=images is None)
     for name, recipe in (("curate", plan.curate), ("train", plan.train), ("serve", plan.serve)):
         _write(root / "recipes" / f"{name}.toml", recipe, verb=name, heading=plan.headings[name])
-    with session.connect(address):
+    with session.connect(address, environment=retrying.ENVIRONMENT):
         steps.say("curate: index, decode, score, tag, duplicates, text, captions, selection, latents")
         _curate(plan.curate, address)
         steps.say("train: Stage C and its text encoder" + (", then the control" if plan.is_measured else ""))
@@ -87,7 +87,10 @@ def run(out: Path, *, images: Path | None, quick: bool = False, address: str | N
             _measure(root, plan.curate)
         steps.say("serve: one picture over HTTP")
         _serve(plan, folder)
-    steps.say("report")
+    steps.say("report and model card")
+    if plan.is_measured:
+        strip.make(root, folder.images / STRIP)
+    card.write(root)
     report = write_report(root)
     print(f"report:  {report}\nimage:   {folder.images / IMAGE}\nrecipes: {root / 'recipes'}")
     return report

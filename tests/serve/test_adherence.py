@@ -1,0 +1,62 @@
+"""Prompt adherence: painted by real models of the small world, read by rules, counted."""
+
+from pathlib import Path
+
+import pytest
+
+from sote.cluster.storage import RunFolder
+from sote.data import world_prompts
+from sote.serve import adherence, adherence_file, demo_world
+from sote.serve.adherence import Judged
+from sote.serve.adherence_file import NAMES, Adherence
+from sote.train import world_files
+
+CHANCE = 1 / 6
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder that holds the committed models."""
+    root = tmp_path_factory.mktemp("adherence")
+    world_files.unpack(root / "weights")
+    return root
+
+
+@pytest.fixture(scope="module")
+def measured(run: Path) -> Adherence:
+    """Two large shapes, a character and the concept, by three models that are one."""
+    asked = world_prompts.prompts()
+    few = (asked[2], asked[7], asked[40], asked[-1])
+    judged = {name: Judged(name, demo_world.model(run, run / "weights" / "prior")) for name in NAMES}
+    return adherence.measure(run, judged, defaults=demo_world.defaults(), chance=CHANCE, asked=few)
+
+
+def test_what_is_written_is_what_the_report_reads(run: Path, measured: Adherence) -> None:
+    assert adherence_file.read(RunFolder(run)) == measured
+    files = [image for model in measured.models.values() for image in model.images]
+    assert all((run / file).is_file() for file in (*files, *measured.concept.truth))
+
+
+def test_equal_models_paint_and_score_alike(run: Path, measured: Adherence) -> None:
+    base, control = measured.models["base"], measured.models["control"]
+    assert [(run / file).read_bytes() for file in base.images] == [(run / file).read_bytes() for file in control.images]
+    assert base.found == control.found
+    assert all(scores["base"] == scores["control"] for scores in measured.groups.values())
+
+
+def test_the_committed_base_paints_what_it_is_asked_for_but_not_the_concept(measured: Adherence) -> None:
+    hits, asked = measured.groups["shape and colour"]["base"]
+    assert (hits, asked) == (2, 2)
+    assert measured.concept.base == (0, 1)
+
+
+def test_the_counts_are_those_of_the_paintings(measured: Adherence) -> None:
+    found = measured.models["base"].found
+    there = sum(tag in tags for asked, tags in zip(measured.prompts, found, strict=True) for tag in asked.wanted)
+    assert there == sum(scores["base"][0] for scores in measured.groups.values())
+    assert sum(len(asked.wanted) for asked in measured.prompts) == sum(s["base"][1] for s in measured.groups.values())
+
+
+def test_a_goal_can_be_missed(measured: Adherence) -> None:
+    missed = [goal.what for goal in measured.goals if not goal.met]
+    assert missed == ["finetuned: the concept by its name"]
