@@ -1,4 +1,4 @@
-"""The whole proof, as `make demo` runs it: a small model learns a concept that it has not seen, and a control does not."""
+"""The whole proof as `make demo` runs it: a small model learns a concept that is new to it, and a control does not."""
 
 import json
 import subprocess
