@@ -25,7 +25,7 @@ SAMPLES, SAMPLES_SEED = 8_000, 11
 PICTURES, PICTURES_SEED = 12_000, 1
 STEPS = {"encoder": 1300, "vqgan": 1300, "tagger": 900, "aesthetic": 500, "quality": 1500}
 PARTS = tuple(STEPS)
-RECIPES = ("curate", "prior", "decoder")
+RECIPES = ("curate", "prior", "decoder", "prior_final", "decoder_final")
 DEFAULT = "runs/base"  # the run that the committed recipes name
 
 
@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> None:
     )
     recipes = {name: _recipe(root, name) for name in RECIPES}
     _run([_sote("curate", recipes["curate"])])
-    _together([_sote("train", recipes[name]) for name in ("prior", "decoder")])
+    for stages in (("prior", "decoder"), ("prior_final", "decoder_final")):
+        _together(_sote("train", recipes[name]) for name in stages)
     _pack(root)
 
 
@@ -98,7 +99,7 @@ def _pack(root: Path) -> None:
     for name in ("prior", "decoder"):
         out = made / name
         shutil.rmtree(out, ignore_errors=True)
-        run = root.with_name(f"{root.name}-{name}")
+        run = root.with_name(f"{root.name}-{name}-final")
         _run(
             [
                 [

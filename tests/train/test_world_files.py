@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from sote.cluster.errors import WeightsError
-from sote.train import world_files, world_models
+from sote.train import world_base, world_files, world_models
 
 MOST_BYTES = 12_000_000
 
@@ -26,7 +26,7 @@ def test_what_is_committed_is_small_and_what_the_manifest_names() -> None:
     files = [path for path in world_files.HERE.iterdir() if path.suffix in (".safetensors", ".onnx")]
     assert sum(path.stat().st_size for path in files) < MOST_BYTES
     assert {path.name for path in files} <= set(manifest["files"])
-    assert manifest["recipes"] == [f"train/world/{name}.toml" for name in ("curate", "prior", "decoder")]
+    assert manifest["recipes"] == [f"train/world/{name}.toml" for name in world_base.RECIPES]
 
 
 def test_a_file_that_is_not_the_manifests_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
