@@ -13,7 +13,7 @@ import torch
 from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from sote.train import pipelines, published, standins, world_start
+from sote.train import pipelines, published, standins
 
 TEXT_WIDTH = 64
 IMAGE_WIDTH = 40
@@ -31,10 +31,10 @@ PRIOR_CONFIG: dict[str, Any] = published.PRIOR | {
 }
 DECODER_CONFIG: dict[str, Any] = published.DECODER | {
     "conditioning_dim": 64,
-    "block_out_channels": (64, 96, 128, 128),
+    "block_out_channels": (32, 64, 96, 128),
     "num_attention_heads": (0, 0, 2, 4),
-    "down_num_layers_per_block": (1, 1, 1, 1),
-    "up_num_layers_per_block": (1, 1, 1, 1),
+    "down_num_layers_per_block": (1, 2, 2, 1),
+    "up_num_layers_per_block": (1, 2, 2, 1),
     "up_blocks_repeat_mappers": (1, 1, 1, 1),
     "clip_text_pooled_in_channels": TEXT_WIDTH,
     "dropout": (0.0, 0.0, 0.0, 0.0),
@@ -62,8 +62,6 @@ def make(folder: Path, *, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         prior, decoder = StableCascadeUNet(**PRIOR_CONFIG), StableCascadeUNet(**DECODER_CONFIG)
-        for net in (prior, decoder):
-            world_start.begin(net.eval())
         vision = standins.IMAGE_CONFIG | {"projection_dim": IMAGE_WIDTH}
         image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision))
     image_encoder.config.architectures = ["CLIPVisionModelWithProjection"]
