@@ -174,9 +174,8 @@ def _control(root: Path, address: str | None) -> None:
     recipe = demo_world.control_recipe(root)
     control = Path(recipe.run)
     _note("the control: every picture with another's caption")
-    storage.once(
-        control / demo_world.SHUFFLED, lambda folder: shuffled.make(root, folder, seed=demo_world.PICTURES_SEED)
-    )
+    dealt = root / demo_world.SHUFFLED
+    storage.once(dealt, lambda folder: shuffled.make(root, folder, seed=demo_world.PICTURES_SEED))
     _write(control / "recipes" / "train.toml", recipe, verb="train", heading="the demo's training on shuffled captions")
     _train(recipe, address)
     export.export(control, RunFolder(control).export("diffusers"), "diffusers")

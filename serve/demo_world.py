@@ -17,7 +17,7 @@ COMPRESSION = 42.67  # 256 pixels are 6 x 6 cells
 STEPS = 160
 SAMPLES_EVERY = 40  # steps
 CONTROL = "control"  # its run folder below the demo's
-SHUFFLED = "shuffled"  # the control's data, below its run folder
+SHUFFLED = "shuffled"  # the control's data, below the demo's run folder
 SHOWN = (0, 16)  # prompts that are painted while it trains, beside one of the concept
 
 
@@ -97,7 +97,7 @@ def control_recipe(root: Path) -> training.TrainRecipe:
     return recipe.model_copy(
         update={
             "run": str(run),
-            "data": training.DataPart(curated=str(run / SHUFFLED)),
+            "data": training.DataPart(curated=str(root / SHUFFLED)),
             "samples": None,
             "export": recipe.export.model_copy(update={"name": "sote-demo-control"}),
         }
