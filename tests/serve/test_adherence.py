@@ -48,7 +48,7 @@ def test_equal_models_paint_and_score_alike(run: Path, measured: Adherence) -> N
     assert all(scores["base"] == scores["control"] for scores in measured.groups.values())
 
 
-def test_the_committed_base_paints_what_it_is_asked_for_but_not_the_concept(measured: Adherence) -> None:
+def test_the_committed_base_is_asked_for_two_shapes_and_does_not_know_the_concept(measured: Adherence) -> None:
     _, asked = measured.groups["shape and colour"]["base"]
     assert asked == 2
     assert measured.concept.base == (0, 1)
