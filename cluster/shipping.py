@@ -1,7 +1,8 @@
 """What travels with a job: the recipe always, the code where it is a git checkout's.
 
 An installed wheel ships no code: the cluster's image has it. A checkout ships the modules of the package and what
-pyproject.toml says lies beside them, as real files under `sote/`; nothing else of the folder ever leaves it.
+pyproject.toml says lies beside them, as real files under `sote/`; nothing else of the folder ever leaves it. The small
+world's models stay: only `sote demo` reads them, which runs where it is called.
 
 Kind: pure, but for files.
 """
@@ -14,6 +15,7 @@ from typing import Final
 from sote.cluster.submission import RECIPE
 
 PYPROJECT: Final = "pyproject.toml"
+STAYS: Final = (".safetensors", ".onnx")
 TOP: Final = Path(__file__).resolve().parent.parent
 
 
@@ -31,7 +33,7 @@ def files(top: Path) -> dict[str, Path]:
         folder = top.joinpath(*package.split("."))
         for pattern in ("*.py", *beside.get(package, ())):
             for path in folder.glob(pattern):
-                if path.is_file():
+                if path.is_file() and path.suffix not in STAYS:
                     found[f"{package.replace('.', '/')}/{path.relative_to(folder)}"] = path
     return dict(sorted(found.items()))
 
