@@ -55,7 +55,9 @@ def paint(folder: Path, *, count: int, seed: int) -> None:
 
 def load(folder: Path) -> Samples:
     """The samples of a folder; pixels stay on the disk until they are looked at."""
-    found: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
+    found: dict[str, Any] = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS
+    }
     return Samples(**found)
 
 

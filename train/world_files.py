@@ -66,7 +66,7 @@ def pack(weights: Path, out: Path, *, facts: Mapping[str, Any]) -> None:
     for name, place in COPIES.items():
         shutil.copyfile(weights / place, out / name)
     names = sorted((*TENSORS, *COPIES, HEAD, TEXT))
-    files = {name: {"bytes": (out / name).stat().st_size, "sha256": _sha256(out / name)} for name in names}
+    files = {name: {"bytes": (out / name).stat().st_size, "sha256": sha256(out / name)} for name in names}
     write_json(out / MANIFEST, {**facts, "seed": SEED, "files": files})
 
 
@@ -96,7 +96,7 @@ def _check() -> None:
     except FileNotFoundError:
         raise WeightsError(f"{HERE / MANIFEST}: no such file; `make base` makes the small world's models") from None
     for name, said in files.items():
-        if not (HERE / name).is_file() or _sha256(HERE / name) != said["sha256"]:
+        if not (HERE / name).is_file() or sha256(HERE / name) != said["sha256"]:
             raise WeightsError(f"{HERE / name}: is not the file that {MANIFEST} names; install sote again")
 
 
@@ -122,5 +122,6 @@ def _full(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -26,7 +26,9 @@ def test_what_is_committed_is_small_and_what_the_manifest_names() -> None:
     files = [path for path in world_files.HERE.iterdir() if path.suffix in (".safetensors", ".onnx")]
     assert sum(path.stat().st_size for path in files) < MOST_BYTES
     assert {path.name for path in files} <= set(manifest["files"])
-    assert manifest["recipes"] == [f"train/world/{name}.toml" for name in world_base.RECIPES]
+    assert manifest["recipes"] == {
+        f"{name}.toml": world_files.sha256(world_files.HERE / f"{name}.toml") for name in world_base.RECIPES
+    }
 
 
 def test_a_file_that_is_not_the_manifests_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
