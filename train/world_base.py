@@ -25,7 +25,8 @@ SAMPLES, SAMPLES_SEED = 8_000, 11
 PICTURES, PICTURES_SEED = 12_000, 1
 STEPS = {"encoder": 1300, "vqgan": 1300, "tagger": 900, "aesthetic": 500, "quality": 1500}
 PARTS = tuple(STEPS)
-RECIPES = ("curate", "prior", "decoder", "prior_final", "decoder_final")
+TRAININGS = ("prior", "prior_final", "decoder", "decoder_final")
+RECIPES = ("curate", *TRAININGS)
 DEFAULT = "runs/base"  # the run that the committed recipes name
 
 
@@ -49,8 +50,7 @@ def main(arguments: list[str]) -> None:
     )
     recipes = {name: _recipe(root, name) for name in RECIPES}
     _run([_sote("curate", recipes["curate"])])
-    for stages in (("prior", "decoder"), ("prior_final", "decoder_final")):
-        _together(_sote("train", recipes[name]) for name in stages)
+    _run(_sote("train", recipes[name]) for name in TRAININGS)
     _pack(root)
 
 

@@ -15,7 +15,7 @@ from diffusers.models.unets.unet_stable_cascade import SDCascadeResBlock, Stable
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from sote.train import pipelines, published, standins
+from sote.train import pipelines, published, standins, world_start
 
 TEXT_WIDTH = 64
 IMAGE_WIDTH = 40
@@ -88,6 +88,8 @@ def make(folder: Path, *, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         prior, decoder = unet(PRIOR_CONFIG), unet(DECODER_CONFIG)
+        with torch.random.fork_rng(devices=[]):
+            world_start.begin(decoder)
         vision = standins.IMAGE_CONFIG | {"projection_dim": IMAGE_WIDTH}
         image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision))
     image_encoder.config.architectures = ["CLIPVisionModelWithProjection"]
