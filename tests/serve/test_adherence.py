@@ -48,9 +48,8 @@ def test_equal_models_paint_and_score_alike(run: Path, measured: Adherence) -> N
     assert all(scores["base"] == scores["control"] for scores in measured.groups.values())
 
 
-def test_the_committed_base_is_asked_for_two_shapes_and_does_not_know_the_concept(measured: Adherence) -> None:
-    _, asked = measured.groups["shape and colour"]["base"]
-    assert asked == 2
+def test_the_committed_base_paints_two_large_shapes_and_does_not_know_the_concept(measured: Adherence) -> None:
+    assert measured.groups["shape and colour"]["base"] == (2, 2)
     assert measured.concept.base == (0, 1)
 
 
@@ -63,4 +62,4 @@ def test_the_counts_are_those_of_the_paintings(measured: Adherence) -> None:
 
 def test_a_goal_can_be_missed(measured: Adherence) -> None:
     missed = [goal.what for goal in measured.goals if not goal.met]
-    assert "finetuned: the concept by its name" in missed
+    assert missed == ["finetuned: the concept by its name"]
