@@ -14,8 +14,8 @@ from sote.train import recipe as training
 PICTURES, PICTURES_SEED = 480, 2_026
 CONCEPT_SHARE = 1 / 6  # of the pictures
 COMPRESSION = 42.67  # 256 pixels are 6 x 6 cells
-STEPS = 400
-SAMPLES_EVERY = 100  # steps
+STEPS = 160
+SAMPLES_EVERY = 40  # steps
 CONTROL = "control"  # its run folder below the demo's
 SHUFFLED = "shuffled"  # the control's data, below the demo's run folder
 SHOWN = (0, 16)  # prompts that are painted while it trains, beside one of the concept

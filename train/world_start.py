@@ -5,7 +5,7 @@ difference of large numbers: an error of a thousandth in handing the input throu
 wide net learns to hand it through; a narrow one hardly, for norms without weights take away how long each cell's vector
 is, and 16 numbers of noise vary in length by 18 %. So a fresh net is set such that a fixed vector lies beside the input
 in every cell, which keeps the norms nearly constant, and that the first block of the last level hands the input on:
-gelu(u) - gelu(-u) = u. What else is drawn acts beside that. It is kept only at small rates (3e-4).
+gelu(u) - gelu(-u) = u. What else is drawn acts beside that.
 
 Shape suffixes: B batch, C channels, D numbers of a cell of the input, H height, W width.
 
