@@ -3,8 +3,8 @@
 It has the real one's class and layout. It learns on random cuts of scenes; nothing is quantised, as nowhere in this
 project, and the codebook learns nothing. Two things serve a small Stage B: the latents are fitted with much
 noise on them, so that grain in what Stage B makes is forgiven; and they are small. A net that predicts noise tells the
-picture from the little that noise hides of it: with latents of a deviation of a quarter most times are such, with the real
-one's hardly any.
+picture from the little that noise hides of it: with latents of a deviation of a quarter most times are such, with the
+real one's hardly any.
 Shape suffixes: B batch, C channels, H height, W width.
 
 Kind: actor.
