@@ -23,10 +23,10 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black"
 GROUNDS = ("white", "blue", "green", "pink", "yellow", "grey")
 PATTERNS = ("simple", "striped", "checkered", "gradient")
 STYLES = ("flat", "outlined", "hollow", "striped")
-SIZES = {"small": 0.13, "medium": 0.20, "large": 0.31}  # radius, as a share of the side
-PLACES = {"center": (0.5, 0.5), "left": (0.26, 0.5), "right": (0.74, 0.5), "top": (0.5, 0.26), "bottom": (0.5, 0.74)}
+SIZES = {"small": 0.175, "medium": 0.24, "large": 0.33}  # radius, as a share of the side
+PLACES = {"center": (0.5, 0.5), "left": (0.28, 0.5), "right": (0.72, 0.5), "top": (0.5, 0.28), "bottom": (0.5, 0.72)}
 # Where two and three shapes stand, and their radius
-ROWS = {2: ((0.28, 0.72), 0.18), 3: ((0.19, 0.5, 0.81), 0.135)}
+ROWS = {2: ((0.27, 0.73), 0.20), 3: ((0.185, 0.5, 0.815), 0.14)}
 WORDS = ("HELLO", "TEA", "STAR")
 WORD_Y = 0.9
 DEPTH = 0.16  # of patterns; the large scenes' are fainter

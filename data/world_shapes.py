@@ -21,12 +21,15 @@ from sote.data.world_masks import FRAME, UNIT, silhouettes, styled
 
 Bools = npt.NDArray[np.bool_]
 
-_LEAST_AREA = 110  # pixels: a diamond of half the small radius
-_LEAST_RADIUS = 0.09  # share of the side; the smallest shapes of the world have 0.12
+_LEAST_AREA = 110  # pixels: a diamond of half the smallest radius
+_LEAST_RADIUS = 0.09  # share of the side; the smallest shapes of the world have 0.13
 _LEAST_OVERLAP = 0.82  # intersection over union of the silhouettes
+_LEAST_CLEAR_OVERLAP, _CLEARLY = 0.72, 0.05  # or so much, if the next kind's is less by this
 _LEAST_EXPLAINED = 0.3  # of what stands out: where there is less, shapes are not what the picture shows
 _FARTHEST = 62.0  # RGB distance of a colour from its name
-_BAR_GAP = 9  # pixels between a small shape's bars that may have come apart
+_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of a shape's own colour in what is painted
+_BAR_GAP, _WIDE_BAR_GAP = 9, 13  # pixels between a small and a large shape's bars that may have come apart
+_BREAK = 5  # pixels of an outline that may be missing
 _ENOUGH = 0.85  # of what stands out is explained: no other way of cutting is tried
 _CLEAR = 0.06  # of what stands out is not explained: as in a sharp picture
 _SQUARE = np.ones((3, 3), dtype=bool)
@@ -99,6 +102,8 @@ def shapes_in(pixels: Floats, ground: Ground, away: Floats) -> Found:
         lambda: _filled(is_out, 1),
         lambda: _filled(view.distance > half, 1),
         lambda: _filled(is_out, _BAR_GAP),
+        lambda: _filled(is_out, _WIDE_BAR_GAP),
+        lambda: _filled(is_out, 1, broken=_BREAK),
         lambda: _cut(_filled(is_out, 1)),
     ]
     for way in ways:
@@ -125,13 +130,14 @@ def _found(view: _View, mask: Bools) -> Found:
     return Found(shapes, others, known / whole)
 
 
-def _filled(is_out: Bools, reach: int) -> Bools:
-    """The mask with its holes filled, when gaps of `reach` pixels from above to below are closed."""
-    padded = np.pad(is_out, _BAR_GAP)
-    closed = ndimage.binary_closing(padded, _SQUARE)
-    if reach > 1:
-        closed |= ndimage.binary_closing(closed, np.ones((reach, 1), dtype=bool))
-    filled: Bools = ndimage.binary_fill_holes(closed)[_BAR_GAP:-_BAR_GAP, _BAR_GAP:-_BAR_GAP]
+def _filled(is_out: Bools, reach: int, *, broken: int = 1) -> Bools:
+    """The mask with its holes filled, when gaps of `reach` pixels from above to below, and of `broken` pixels in any
+    direction, are closed."""
+    margin = _WIDE_BAR_GAP
+    closed = ndimage.binary_closing(np.pad(is_out, margin), _SQUARE)
+    closed |= ndimage.binary_closing(closed, np.ones((reach, 1), dtype=bool))
+    closed |= ndimage.binary_closing(closed, np.ones((broken, broken), dtype=bool))
+    filled: Bools = ndimage.binary_fill_holes(closed)[margin:-margin, margin:-margin]
     return filled
 
 
@@ -157,8 +163,9 @@ def _pieces(mask: Bools) -> Iterator[Bools]:
 
 def _seen(view: _View, piece: Bools) -> Seen | None:
     """The shape that a piece is, if it is one."""
-    fit = max(_fits(piece), key=lambda fit: fit.overlap)
-    if fit.overlap < _LEAST_OVERLAP or fit.radius < _LEAST_RADIUS * SIDE:
+    fit, second = sorted(_fits(piece), key=lambda fit: -fit.overlap)[:2]
+    is_clear = fit.overlap >= _LEAST_CLEAR_OVERLAP and fit.overlap - second.overlap >= _CLEARLY
+    if not (fit.overlap >= _LEAST_OVERLAP or is_clear) or fit.radius < _LEAST_RADIUS * SIDE:
         return None
     near = ndimage.binary_dilation(piece, _SQUARE, iterations=2)
     look = _styled(view, near, fit)
@@ -208,7 +215,7 @@ def _styled(view: _View, near: Bools, fit: _Fit) -> _Look:
     explained = 2 * (added * other[:, :3] + colour * own[:, :3] - both * added * colour)
     explained = (explained - other_square * added**2 - own_square * colour**2).sum(axis=1)
     share = 1 - explained / max(float((target**2).sum()), 1.0)
-    names = [_named(one) for one in colour + own[:, 3:] / masks.areas[:, :1]]
+    names = [_named(one, view.light) for one in colour + own[:, 3:] / masks.areas[:, :1]]
     # a black shape has a white rim and all others a black one
     odd = [
         style == "outlined" and (name == "black") != white
@@ -225,7 +232,15 @@ def _other_colour(view: _View, style: str, is_white: bool) -> Floats:
     return np.array(painting.COLOURS["white" if is_white else "black"], dtype=np.float32)
 
 
-def _named(colour: Floats) -> str | None:
-    away = {name: math.dist(colour, painting.COLOURS[name]) for name in world.COLOURS}
+def _named(colour: Floats, light: Floats) -> str | None:
+    """The colour that this is, or is with some of the ground's light in it, as thin bars and rims are painted."""
+    away = {
+        name: min(
+            math.dist(colour, share * np.array(painting.COLOURS[name]) + (1 - share) * light)
+            + _FARTHEST * (1 - share)
+            for share in _SHARES
+        )
+        for name in world.COLOURS
+    }
     nearest = min(away, key=lambda name: away[name])
     return nearest if away[nearest] < _FARTHEST else None

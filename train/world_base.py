@@ -21,9 +21,9 @@ from sote.cluster import storage
 from sote.data import scenes, world, world_encoder, world_samples, world_scorers, world_tagger, world_vqgan
 from sote.train import world_files, world_models
 
-SAMPLES, SAMPLES_SEED = 8_000, 11
+SAMPLES, SAMPLES_SEED = 12_000, 11
 PICTURES, PICTURES_SEED = 12_000, 1
-STEPS = {"encoder": 1300, "vqgan": 1300, "tagger": 900, "aesthetic": 500, "quality": 1500}
+STEPS = {"encoder": 1300, "vqgan": 1300, "tagger": 3000, "aesthetic": 500, "quality": 1500}
 PARTS = tuple(STEPS)
 TRAININGS = ("prior", "prior_final", "decoder", "decoder_final")
 RECIPES = ("curate", *TRAININGS)

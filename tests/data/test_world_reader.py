@@ -130,6 +130,13 @@ def test_a_bent_stroke_and_a_half_moon_are_no_shape() -> None:
     assert not tags_of_shapes(world_reader.read(moon))
 
 
+@pytest.mark.parametrize("kind", painting.KINDS)
+def test_an_outline_with_a_break_is_still_the_shape(kind: str) -> None:
+    shown = painting.paint(scene(Shape(kind, "green", 0.5, 0.5, 0.24), style="hollow"))
+    painting.ImageDraw.Draw(shown).rectangle((125, 140, 132, 215), fill="white")
+    assert f"green_{kind}" in world_reader.read(shown)
+
+
 def test_two_shapes_that_overlap_a_little_are_two() -> None:
     found = read(scene(star("blue", x=0.34, radius=0.19), star("blue", x=0.66, radius=0.19)))
     assert {"blue_star", "2_shapes", "flat_style"} <= found
