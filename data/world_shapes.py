@@ -236,8 +236,7 @@ def _named(colour: Floats, light: Floats) -> str | None:
     """The colour that this is, or is with some of the ground's light in it, as thin bars and rims are painted."""
     away = {
         name: min(
-            math.dist(colour, share * np.array(painting.COLOURS[name]) + (1 - share) * light)
-            + _FARTHEST * (1 - share)
+            math.dist(colour, share * np.array(painting.COLOURS[name]) + (1 - share) * light) + _FARTHEST * (1 - share)
             for share in _SHARES
         )
         for name in world.COLOURS

@@ -14,8 +14,9 @@ from sote.train import recipe as training
 PICTURES, PICTURES_SEED = 480, 2_026
 CONCEPT_SHARE = 1 / 6  # of the pictures
 COMPRESSION = 42.67  # 256 pixels are 6 x 6 cells
-STEPS = 160
-SAMPLES_EVERY = 40  # steps
+STEPS = 320
+SAMPLES_EVERY = 80  # steps
+NAMED = 6  # tags that open a caption: four of scores, date and rating, then who and from where
 CONTROL = "control"  # its run folder below the demo's
 SHUFFLED = "shuffled"  # the control's data, below the demo's run folder
 SHOWN = (0, 16)  # prompts that are painted while it trains, beside one of the concept
@@ -63,11 +64,12 @@ def train_recipe(root: Path) -> training.TrainRecipe:
         run=str(root),
         data=training.DataPart(curated=str(root)),
         model=training.ModelPart(prior=str(models / "prior")),
-        captions=training.CaptionsPart(dropout=0.1, tag_dropout=0.1),
+        # a name learns what it stands for where the tags of its looks are missing
+        captions=training.CaptionsPart(dropout=0.1, tag_dropout=0.6, keep_first=NAMED),
         optimizer=training.OptimizerPart(
             name="adamw",
-            prior_learning_rate=5e-4,
-            text_encoder_learning_rate=5e-4,
+            prior_learning_rate=1e-3,
+            text_encoder_learning_rate=1e-3,
             warmup_steps=10,
             betas=(0.9, 0.99),
         ),

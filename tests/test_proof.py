@@ -31,9 +31,12 @@ def adherence(run: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(60 * MINUTES)
 def test_the_base_paints_most_colours_and_shapes_that_it_is_asked_for(adherence: dict[str, Any]) -> None:
-    hits, asked = adherence["groups"]["shape and colour"]["base"]
+    goals = {goal["what"]: goal["value"] for goal in adherence["goals"]}
+    assert goals["base: colours as asked"] >= 0.8
+    assert goals["base: shapes as asked"] >= 0.8
+    hits, asked = adherence["groups"]["shape and colour"]["base"]  # both at once
     assert asked > 30
-    assert hits >= 0.8 * asked
+    assert hits >= 0.7 * asked
 
 
 @pytest.mark.slow
