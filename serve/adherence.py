@@ -36,6 +36,7 @@ TRUTHS = 4  # pictures of the concept as it is drawn
 LEAST_BASE, LEAST_LEARNT = 0.8, 0.7
 DEVIATIONS = 2.0  # by how many standard deviations a count by chance may lie above its mean
 LOOKS = "shape and colour"  # the group of tags that say both; the base is judged by either
+_ALL_LOOKS = {*world.GROUPS[LOOKS], world_prompts.concept_tags()[0]}  # the held-out one is read, too
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,6 @@ def _either(asked: Sequence[Asked], found: Sequence[Sequence[str]]) -> tuple[lis
                     hits[at].append(any(look[at] == part for look in seen))
     colours, shapes = ([sum(each), len(each)] for each in hits)
     return colours, shapes
-
-
-_ALL_LOOKS = {*world.GROUPS[LOOKS], "_".join((world.HELD_OUT[1], world.HELD_OUT[0]))}
 
 
 def _look(tag: str) -> tuple[str, str]:

@@ -106,7 +106,7 @@ def _world(root: Path) -> Plan:
         asked={"prompt": concept.prompt, "negative_prompt": negative, "seed": concept.seed},
         headings={
             "curate": f"about a minute on two cores: {demo_world.PICTURES} pictures -> captions and latents",
-            "train": f"about two minutes on two cores: {demo_world.STEPS} steps on what the base has not seen",
+            "train": f"two to three minutes on two cores: {demo_world.STEPS} steps on what the base has not seen",
             "serve": "starts in half a minute on two cores; ends with Ctrl-C",
         },
         is_measured=True,
