@@ -16,6 +16,7 @@ CONCEPT_SHARE = 1 / 6  # of the pictures
 COMPRESSION = 42.67  # 256 pixels are 6 x 6 cells
 STEPS = 320
 SAMPLES_EVERY = 80  # steps
+EMA_DECAY = 0.98  # a mean of some fifty steps; the weights of a single one forget more of what the base knew
 NAMED = 6  # tags that open a caption: four of scores, date and rating, then who and from where
 CONTROL = "control"  # its run folder below the demo's
 SHUFFLED = "shuffled"  # the control's data, below the demo's run folder
@@ -68,11 +69,12 @@ def train_recipe(root: Path) -> training.TrainRecipe:
         captions=training.CaptionsPart(dropout=0.1, tag_dropout=0.6, keep_first=NAMED),
         optimizer=training.OptimizerPart(
             name="adamw",
-            prior_learning_rate=1e-3,
-            text_encoder_learning_rate=1e-3,
+            prior_learning_rate=5e-4,
+            text_encoder_learning_rate=5e-4,
             warmup_steps=10,
             betas=(0.9, 0.99),
         ),
+        ema=training.EmaPart(decay=EMA_DECAY),
         batch=training.BatchPart(effective_batch=32, micro_batch=16),
         length=training.LengthPart(max_steps=STEPS),
         workers=training.WorkersPart(count=2, precision="float32"),
@@ -87,6 +89,7 @@ def train_recipe(root: Path) -> training.TrainRecipe:
         ),
         export=training.ExportPart(
             name="sote-demo",
+            ema=True,
             decoder=str(models / "decoder"),
             encoder=str(models / "encoder" / "effnet_encoder.safetensors"),
         ),

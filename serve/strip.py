@@ -15,6 +15,7 @@ from sote.cluster import remote, storage
 from sote.cluster.errors import RunFolderError
 from sote.cluster.page import share
 from sote.cluster.storage import RunFolder
+from sote.data import world_prompts
 from sote.serve import adherence_file
 from sote.serve.adherence_file import Adherence, Name, Prompt
 from sote.train.strips import spread
@@ -55,9 +56,7 @@ def make(run: Path, out: Path) -> Path:
 
 def chosen(measured: Adherence) -> list[int]:
     """The numbers of the prompts that are shown: evenly over those of the list that do not ask for the concept."""
-    name = _spoken(measured.concept.name)
-    asks = [name in map(_spoken, (*each.wanted, *each.prompt.split(", "))) for each in measured.prompts]
-    usual = [at for at, is_concept in enumerate(asks) if not is_concept]
+    usual = [at for at, each in enumerate(measured.prompts) if world_prompts.CONCEPT not in each.groups.values()]
     return [usual[at] for at in spread(range(len(usual)), PROMPTS)]
 
 

@@ -7,8 +7,9 @@ from PIL import Image
 
 from sote.cluster.errors import RunFolderError
 from sote.cluster.storage import RunFolder
+from sote.data import world_prompts
 from sote.serve import adherence_file, strip
-from tests.serve.measured import CONCEPT, measure, write
+from tests.serve.measured import measure, write
 
 
 def test_the_strip_is_one_light_card_of_the_width_of_a_readme(tmp_path: Path) -> None:
@@ -39,8 +40,8 @@ def test_making_it_again_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_prompts_are_spread_over_the_list_without_those_of_the_concept(tmp_path: Path) -> None:
     content = measure(tmp_path, prompts=13)
-    content["prompts"][0]["prompt"] = f"best quality, {CONCEPT.replace('_', ' ')}"
-    content["prompts"][12]["wanted"] = [CONCEPT]
+    for at in (0, 12):
+        content["prompts"][at]["groups"] = dict.fromkeys(content["prompts"][at]["wanted"], world_prompts.CONCEPT)
     write(tmp_path, content)
     measured = adherence_file.read(RunFolder(tmp_path))
     assert measured is not None
