@@ -54,14 +54,14 @@ def main() -> None:
         ours(given.ours, given)
         return
     print(f"{platform.machine()}, {given.threads} threads, {BATCH} images a step in micro-batches of {MICRO}")
-    found = []
+    found, optimizers = [], given.optimizers.split(",")
     for size in ("stand-in", "narrow") if given.size == "both" else (given.size,):
         with tempfile.TemporaryDirectory() as folder:
             given.work = Path(folder)
             make(given.work)
             if size == "narrow":
                 widen(given.work / "models" / "prior" / "prior")
-            for optimizer in given.optimizers.split(","):
+            for optimizer in optimizers:
                 found.append(beside(size, optimizer, given))
                 print(found[-1].line(), flush=True)
     write(given.json, Answer(found))

@@ -95,15 +95,15 @@ def bare(run: Path, options: argparse.Namespace) -> None:
 
 def around(run: Path, options: argparse.Namespace) -> None:
     """The same with Ray Train and DeepSpeed around it."""
-    from sote.cluster.storage import RunFolder
+    from sote.cluster import storage
     from sote.train import launch
 
     made = recipe(
         run, work=Path(options.work), steps=options.steps, workers=options.workers, zero=options.zero,
         batch=options.batch,
     )  # fmt: skip
-    with cores(options.workers):
-        launch.run(made, folder=RunFolder(run), address=None)
+    with storage.open_run(made, verb="train", command="a bench") as folder, cores(options.workers):
+        launch.run(made, folder=folder, address=None)
 
 
 @contextlib.contextmanager
@@ -132,7 +132,9 @@ def measure(name: str, way: str, options: argparse.Namespace, *, workers: int = 
     command = [sys.executable, __file__, "--way", way, "--run", str(run), "--work", options.work]
     command += ["--steps", str(options.steps), "--batch", str(options.batch), "--zero", str(options.zero)]
     began = time.time()
-    subprocess.run([*command, "--workers", str(workers)], check=True, stderr=subprocess.DEVNULL)
+    done = subprocess.run([*command, "--workers", str(workers)], stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name}: ended with {done.returncode}:\n{done.stderr[-4000:]}")
     lines = [line for line in logs.read_metrics(run / "metrics.jsonl") if line["kind"] == "step"]
     kept = lines[WARM_UP:]
     seconds = [options.batch / line["images_per_second"] for line in kept]
