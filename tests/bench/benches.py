@@ -140,7 +140,7 @@ BENCHES: tuple[Bench, ...] = (
         {
             "tiny": Run(200, "--size stand-in --steps 8 --rounds 1 --optimizers adamw"),
             "quick": Run(200, "--size stand-in --steps 8 --rounds 1 --optimizers adamw"),
-            "usual": Run(900),
+            "usual": Run(1500),
         },
     ),
     Bench(

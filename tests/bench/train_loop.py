@@ -5,7 +5,9 @@ float32 over the same batch in micro-batches of the same size, with AdamW and wi
 bare loop of a run (engine.Plain), with its order, guard, figures and reading ahead; the other is
 peers/training_loop.py. Each run is a process of its own; runs alternate, the first steps are left out, and a figure is
 the median of a run's steps, and of the runs' medians. `--size stand-in` is the miniature of the tests, in which the
-work around the model is most of a step; `narrow` has three times its width and twice its layers.
+work around the model is most of a step; `narrow` has three times its width and twice its layers. With dropout, ours
+also drops weights of the attention, as Stability's code does and diffusers' does not, for which torch has no fast way
+on a CPU; so the first optimizer is measured without dropout too, where both compute the same.
 
 Not measured: a GPU, bfloat16, the text encoder trained, several workers (train_overhead.py).
 """
@@ -59,11 +61,16 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             given.work = Path(folder)
             make(given.work)
+            prior = given.work / "models" / "prior" / "prior"
             if size == "narrow":
-                widen(given.work / "models" / "prior" / "prior")
+                widen(prior)
             for optimizer in optimizers:
-                found.append(beside(size, optimizer, given))
+                found.append(beside(f"{size} model, {optimizer}", optimizer, given))
                 print(found[-1].line(), flush=True)
+            config = json.loads((prior / "config.json").read_text())
+            (prior / "config.json").write_text(json.dumps(config | {"dropout": [0, 0]}))
+            found.append(beside(f"{size} model without dropout, {optimizers[0]}", optimizers[0], given))
+            print(found[-1].line(), flush=True)
     write(given.json, Answer(found))
 
 
@@ -78,23 +85,23 @@ def widen(folder: Path) -> None:
     StableCascadeUNet(**standins.PRIOR_CONFIG | NARROW).save_pretrained(folder)
 
 
-def beside(size: str, optimizer: str, given: argparse.Namespace) -> Row:
+def beside(what: str, optimizer: str, given: argparse.Namespace) -> Row:
     """Both loops in turn."""
     given.optimizers = optimizer
     numbers = iter(range(given.rounds))
-    ways = {"ours": lambda: _ours(next(numbers), given), "peer": lambda: _theirs(given)}
+    ways = {"ours": lambda: _ours(f"{what} {next(numbers)}", given), "peer": lambda: _theirs(given)}
     medians = in_turn(ways, rounds=given.rounds)
     return Row(
-        f"a step of {BATCH} images, {size} model, {optimizer}, float32", medians["ours"], "s", "lower",
+        f"a step of {BATCH} images, {what}, float32", medians["ours"], "s", "lower",
         medians["peer"], "plain torch and diffusers",
     )  # fmt: skip
 
 
-def _ours(number: int, given: argparse.Namespace) -> float:
+def _ours(name: str, given: argparse.Namespace) -> float:
     """Seconds of a step, by what the run logged."""
     from sote.cluster import logs
 
-    run = given.work / f"run {given.optimizers} {number}"
+    run = given.work / name
     _do([str(HERE / "train_loop.py"), "--ours", str(run), "--work", str(given.work), "--steps", str(given.steps),
          "--threads", str(given.threads), "--optimizers", given.optimizers])  # fmt: skip
     lines = [line for line in logs.read_metrics(run / "metrics.jsonl") if line["kind"] == "step"]
