@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ SAMPLES, SAMPLES_SEED = 12_000, 11
 PICTURES, PICTURES_SEED = 12_000, 1
 STEPS = {"encoder": 1300, "vqgan": 1300, "tagger": 3000, "aesthetic": 500, "quality": 1500}
 PARTS = tuple(STEPS)
-TRAININGS = ("prior", "prior_final", "decoder", "decoder_final")
-RECIPES = ("curate", *TRAININGS)
+STAGES = (("prior", "prior_final"), ("decoder", "decoder_final"))  # Stage C and B do not need each other
+RECIPES = ("curate", *STAGES[0], *STAGES[1])
 DEFAULT = "runs/base"  # the run that the committed recipes name
 
 
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> None:
     _once(_nets(root) / "samples", lambda folder: world_samples.paint(folder, count=SAMPLES, seed=SAMPLES_SEED))
     for pair in (PARTS[:2], PARTS[2:4], PARTS[4:]):  # two at a time, each on one core
         _together(
-            [sys.executable, "-m", "sote.train.world_base", str(root), part]
+            [[sys.executable, "-m", "sote.train.world_base", str(root), part]]
             for part in pair
             if not (_nets(root) / "fitted" / f"{part}.json").exists()
         )
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> None:
     )
     recipes = {name: _recipe(root, name) for name in RECIPES}
     _run([_sote("curate", recipes["curate"])])
-    _run(_sote("train", recipes[name]) for name in TRAININGS)
+    _together([_sote("train", recipes[name]) for name in stage] for stage in STAGES)  # each on one core
     _pack(root)
 
 
@@ -143,12 +144,12 @@ def _run(commands: Iterable[list[str]]) -> None:
         subprocess.run(command, check=True)
 
 
-def _together(commands: Iterable[list[str]]) -> None:
-    """All at once; raises if one fails."""
-    running = [subprocess.Popen(command) for command in commands]
-    for process in running:
-        if process.wait():
-            raise subprocess.CalledProcessError(process.returncode, process.args)
+def _together(chains: Iterable[Iterable[list[str]]]) -> None:
+    """Run the commands of each chain one after the other, all chains at once. Raises when all have ended if one failed:
+    what the others made is kept, and the same command continues."""
+    with ThreadPoolExecutor() as pool:
+        for chain in [pool.submit(_run, chain) for chain in chains]:
+            chain.result()
 
 
 if __name__ == "__main__":
