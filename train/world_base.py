@@ -26,6 +26,7 @@ SAMPLES, SAMPLES_SEED = 12_000, 11
 PICTURES, PICTURES_SEED = 12_000, 1
 STEPS = {"encoder": 1300, "vqgan": 1300, "tagger": 3000, "aesthetic": 500, "quality": 1500}
 PARTS = tuple(STEPS)
+NETS = (("encoder", "tagger"), ("vqgan", "aesthetic", "quality"))  # about as long as each other, each on one core
 STAGES = (("prior", "prior_final"), ("decoder", "decoder_final"))  # Stage C and B do not need each other
 RECIPES = ("curate", *STAGES[0], *STAGES[1])
 DEFAULT = "runs/base"  # the run that the committed recipes name
@@ -38,12 +39,7 @@ def main(arguments: list[str]) -> None:
         _fit(root, arguments[1])
         return
     _once(_nets(root) / "samples", lambda folder: world_samples.paint(folder, count=SAMPLES, seed=SAMPLES_SEED))
-    for pair in (PARTS[:2], PARTS[2:4], PARTS[4:]):  # two at a time, each on one core
-        _together(
-            [[sys.executable, "-m", "sote.train.world_base", str(root), part]]
-            for part in pair
-            if not (_nets(root) / "fitted" / f"{part}.json").exists()
-        )
+    _together([_part(root, name) for name in nets if not _figure(root, name).exists()] for nets in NETS)
     _once(root / "weights", lambda folder: _assemble(root, folder))
     _once(
         root / "pictures",
@@ -70,7 +66,7 @@ def _fit(root: Path, part: str) -> None:
         ),
     }
     figure = fits[part]()
-    storage.write_text(folder / f"{part}.json", json.dumps({"steps": steps, "seed": seed, "figure": figure}) + "\n")
+    storage.write_text(_figure(root, part), json.dumps({"steps": steps, "seed": seed, "figure": figure}) + "\n")
 
 
 def _assemble(root: Path, folder: Path) -> None:
@@ -84,6 +80,15 @@ def _assemble(root: Path, folder: Path) -> None:
 def _nets(root: Path) -> Path:
     """Beside the run folder: what the small nets are fitted on, and what comes of it."""
     return root.with_name(f"{root.name}-nets")
+
+
+def _figure(root: Path, part: str) -> Path:
+    """Written when a net is fitted: its steps, seed and figure."""
+    return _nets(root) / "fitted" / f"{part}.json"
+
+
+def _part(root: Path, part: str) -> list[str]:
+    return [sys.executable, "-m", "sote.train.world_base", str(root), part]
 
 
 def _recipe(root: Path, name: str) -> Path:
@@ -118,7 +123,7 @@ def _pack(root: Path) -> None:
             ]
         )
         shutil.copytree(out / name, root / "weights" / name, dirs_exist_ok=True)
-    figures = {part: json.loads((_nets(root) / "fitted" / f"{part}.json").read_text()) for part in PARTS}
+    figures = {part: json.loads(_figure(root, part).read_text()) for part in PARTS}
     facts: dict[str, Any] = {
         "made_by": "make base",
         "recipes": {f"{name}.toml": world_files.sha256(world_files.HERE / f"{name}.toml") for name in RECIPES},
