@@ -82,6 +82,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     asked.add_argument("--size", choices=("small", "full"))
     asked.add_argument("--device", choices=("cpu", "cuda"))
+    asked.add_argument("--threads", type=int, default=1, help="torch's, on a CPU, for all: a replica has one unless told")
     asked.add_argument("--compile", action="store_true", help="measure our cascade compiled too")
     asked.add_argument("--serve", action="store_true", help="measure what the server adds, in miniature")
     asked.add_argument("--out", type=Path, help="write the figures to this file, as JSON")
@@ -91,9 +92,10 @@ def main() -> None:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = options.size or ("full" if device.type == "cuda" else "small")
     size = FULL if name == "full" else SMALL
+    torch.set_num_threads(options.threads)
     figures = Figures(devices.here().name, options.commit or _head(), size=name)
     figures.ceiling_flops = ceiling(device, size)
-    print(f"{figures.machine}, torch {torch.__version__}: {figures.ceiling_flops / 1e12:,.3f} TFLOP/s in one product")
+    print(f"{figures.machine}, torch {torch.__version__}, {options.threads} threads: {figures.ceiling_flops / 1e12:,.3f} TFLOP/s in one product")
     for row in measured(size, device, figures, is_compiled=options.compile):
         figures.rows.append(row)
         print(row, flush=True)
