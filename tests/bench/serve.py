@@ -82,7 +82,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     asked.add_argument("--size", choices=("small", "full"))
     asked.add_argument("--device", choices=("cpu", "cuda"))
-    asked.add_argument("--threads", type=int, default=1, help="torch's, on a CPU, for all: a replica has one unless told")
+    asked.add_argument("--threads", type=int, default=1, help="torch's on a CPU, for all: a replica has one")
     asked.add_argument("--compile", action="store_true", help="measure our cascade compiled too")
     asked.add_argument("--serve", action="store_true", help="measure what the server adds, in miniature")
     asked.add_argument("--out", type=Path, help="write the figures to this file, as JSON")
@@ -95,7 +95,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     figures = Figures(devices.here().name, options.commit or _head(), size=name)
     figures.ceiling_flops = ceiling(device, size)
-    print(f"{figures.machine}, torch {torch.__version__}, {options.threads} threads: {figures.ceiling_flops / 1e12:,.3f} TFLOP/s in one product")
+    print(f"{figures.machine}, torch {torch.__version__}, torch threads on a CPU: {options.threads}")
+    print(f"one product: {figures.ceiling_flops / 1e12:,.3f} TFLOP/s")
     for row in measured(size, device, figures, is_compiled=options.compile):
         figures.rows.append(row)
         print(row, flush=True)
@@ -252,7 +253,7 @@ def overhead(requests: int = 60) -> dict[str, float]:
     """Of one request after the other: the whole answer, less what prior and decoder say that they took."""
     import httpx
 
-    from sote.cluster import session
+    from sote.cluster import session, storage
     from sote.serve import app, retrying
     from sote.serve.recipe import DefaultsPart, ServeRecipe
     from sote.train import standins
@@ -262,7 +263,8 @@ def overhead(requests: int = 60) -> dict[str, float]:
         model = ModelPart(prior=f"{folder}/prior", decoder=f"{folder}/decoder", name="stand-in")
         defaults = DefaultsPart(width=256, height=256, prior_steps=4, decoder_steps=4)
         recipe = ServeRecipe(run=f"{folder}/run", port=_free_port(), model=model, defaults=defaults)
-        with session.connect(environment=retrying.ENVIRONMENT):
+        opened = storage.open_run(recipe, verb="serve", command="a bench")
+        with opened, session.connect(environment=retrying.ENVIRONMENT):
             url = app.start(recipe)
             try:
                 with httpx.Client(base_url=url, trust_env=False, timeout=120) as client:
