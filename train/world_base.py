@@ -158,4 +158,8 @@ def _together(chains: Iterable[Iterable[list[str]]]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except subprocess.CalledProcessError as error:
+        said = f"{' '.join(error.cmd)}: exit code {error.returncode}"
+        raise SystemExit(f"{said}; what is done is kept, and `make base` goes on from it") from None
