@@ -13,6 +13,7 @@ import typer
 from sote.cluster.errors import UserError
 
 DEFAULT_OUT = Path("runs/demo")
+DEFAULT_WORLD = Path("runs/world")
 
 
 def register(app: typer.Typer, address: Callable[[], str | None]) -> None:
@@ -23,16 +24,21 @@ def register(app: typer.Typer, address: Callable[[], str | None]) -> None:
         images: Annotated[
             Path | None, typer.Option(help="a folder of your own pictures instead of the drawn ones; implies --quick")
         ] = None,
-        out: Annotated[Path, typer.Option(help="the run folder to make or to continue")] = DEFAULT_OUT,
+        out: Annotated[
+            Path | None,
+            typer.Option(help=f"the run folder to make or to continue: {DEFAULT_OUT}; with --world {DEFAULT_WORLD}"),
+        ] = None,
         quick: Annotated[bool, typer.Option("--quick", help="64 pictures, stand-in models, no measure")] = False,
         world: Annotated[
-            int | None, typer.Option(metavar="N", min=1, help="only draw N pictures of the small world into --out")
+            int | None,
+            typer.Option(metavar="N", min=1, help="only draw N pictures of the small world, into a new folder"),
         ] = None,
     ) -> None:
         """Run the whole river, small and offline: pictures to a served image, with a report that measures it."""
         if world is not None:
-            _draw(world, out, others=images is not None or quick)
+            _draw(world, out or DEFAULT_WORLD, others=images is not None or quick)
             return
+        out = out or DEFAULT_OUT
         minutes = "three to four" if quick or images else "about ten"
         print(f"The whole river in {out}: {minutes} minutes on two cores.", flush=True)
         from sote.serve import demo as whole

@@ -148,7 +148,7 @@ def _prepare(root: Path, plan: Plan, *, draws: bool) -> None:
 def _write(path: Path, recipe: Recipe, *, verb: str, heading: str) -> None:
     command = shlex.join(["sote", verb, str(path)])
     storage.write_text(
-        path, f"# {command}\n# {heading}\n# For real models only the weights' names change.\n\n" + recipes.dumps(recipe)
+        path, f"# {command}\n# {heading}\n# The numbers fit small pictures and models.\n\n" + recipes.dumps(recipe)
     )
 
 

@@ -10,9 +10,10 @@ import click
 import pytest
 import typer
 
-from sote.cluster import cli
+from sote.cluster import cli, storage
 from sote.cluster import recipe as recipes
 from sote.cluster.recipe import Recipe
+from sote.data import costs, pipeline, plan
 from sote.data.recipe import CurateRecipe
 from sote.serve.recipe import ServeRecipe
 from sote.train.recipe import TrainRecipe
@@ -107,6 +108,28 @@ def test_the_readme_has_a_recipe_for_each_verb_and_commands_that_name_them() -> 
     assert {verb for verb, _ in RECIPES.values()} == set(KINDS)
     named = {word for words in commands(of(README)) for word in words if re.fullmatch(r"\w+\.toml", word)}
     assert named == set(RECIPES)
+
+
+def test_the_captions_of_the_readme_get_latents_by_the_command_that_it_gives(tmp_path: Path) -> None:
+    file, (_, text) = tmp_path / "caption.toml", RECIPES["caption.toml"]
+    text = text.replace('run = "runs/captions"', f"run = '{tmp_path / 'run'}'")
+    for more, stage in (("", None), ("\n[latents]\n", "latents")):
+        file.write_text(text + more, encoding="utf-8")
+        recipe = recipes.load(file, CurateRecipe)
+        with storage.open_run(recipe, verb="curate", command="sote curate", may_differ=pipeline.may_differ(stage)):
+            pass
+    assert ["curate", "caption.toml", "--stage", "latents"] in list(commands(of(README)))
+
+
+def test_the_hours_of_captions_are_the_plan_s() -> None:
+    said = re.search(
+        r"for 10,000 pictures 4 minutes of an RTX 4090, or 5\.6 hours of eight CPU cores", " ".join(of(README).split())
+    )
+    assert said, "say here what README.md says now"
+    recipe = recipes.loads(RECIPES["caption.toml"][1], CurateRecipe, name="caption.toml")
+    for devices, hours in (({"RTX 4090": 1}, 4 / 60), ({}, 5.6)):
+        found = plan.hours_of(recipe, costs.Machine(cores=8, devices=devices), rows=10_000)
+        assert sum(each.hours for each in found) == pytest.approx(hours, rel=0.02)
 
 
 def test_the_arithmetic_that_the_readme_expects_is_what_check_prints(

@@ -126,6 +126,7 @@ def _pack(root: Path) -> None:
     figures = {part: json.loads(_figure(root, part).read_text()) for part in PARTS}
     facts: dict[str, Any] = {
         "made_by": "make base",
+        "commit": storage.code_commit(),
         "recipes": {f"{name}.toml": world_files.sha256(world_files.HERE / f"{name}.toml") for name in RECIPES},
         "samples": {"count": SAMPLES, "seed": SAMPLES_SEED},
         "pictures": {"count": PICTURES, "seed": PICTURES_SEED},
