@@ -124,7 +124,7 @@ class _ResponseNorm(torch.autograd.Function):
 def _responded(x_BHWC: Tensor, gamma_111C: Tensor, beta_111C: Tensor) -> tuple[Tensor, Tensor]:
     """The response norm of x, and the norm of each channel, [B,1,1,C]."""
     dtype = wide(x_BHWC)
-    norm_B11C = torch.linalg.vector_norm(x_BHWC, dim=(1, 2), keepdim=True, dtype=dtype)
+    norm_B11C = _norm(x_BHWC)
     relative_B11C = norm_B11C / (norm_B11C.mean(dim=-1, keepdim=True) + EPSILON)
     return _scaled(x_BHWC, 1 + gamma_111C.to(dtype) * relative_B11C, beta_111C.to(dtype)), norm_B11C
 
@@ -132,6 +132,15 @@ def _responded(x_BHWC: Tensor, gamma_111C: Tensor, beta_111C: Tensor) -> tuple[T
 def _scaled(x_BHWC: Tensor, scale_B11C: Tensor, shift: Tensor) -> Tensor:
     """x * scale + shift, computed in the widest dtype of the three and written in that of x, without a copy between."""
     return torch.addcmul(shift, x_BHWC, scale_B11C, out=torch.empty_like(x_BHWC))
+
+
+def _norm(x_BHWC: Tensor) -> Tensor:
+    """The norm of each channel over the picture, [B,1,1,C]. On a CPU vector_norm over these axes takes 7 to 20 times as
+    long as what it stands for (torch 2.13); on a GPU it reads x once and writes no squares.
+    """
+    if x_BHWC.device.type != "cpu":
+        return torch.linalg.vector_norm(x_BHWC, dim=(1, 2), keepdim=True, dtype=wide(x_BHWC))
+    return _sum(x_BHWC.to(wide(x_BHWC)).square()).sqrt()
 
 
 def _sum(x_BHWC: Tensor) -> Tensor:
