@@ -91,6 +91,114 @@ def test_the_table_shows_a_row_that_loses_as_plainly_and_what_was_not_measured(t
     assert "- scale: no figures are kept yet" in text
 
 
+def test_what_is_not_known_of_a_row_is_not_said_to_be_clean_or_idle(tmp_path: Path) -> None:
+    import tables
+
+    kept = kept_of(tmp_path, answer_of())
+    cases = ((None, None, "abc?", ", ?"), (True, 1.0, "abc+", ", busy"), (False, 0.0, "abc", ""))
+    for dirty, busy_cores, commit, busy in cases:
+        kept["rows"][0] |= {"dirty": dirty, "busy_cores": busy_cores, "commit": "abc"}
+        line = next(line for line in tables.markdown([kept]).splitlines() if line.startswith("| tags / a second"))
+        assert f"| {commit} |" in line
+        assert f"| 2cpu-amd-epyc{busy} |" in line
+
+
+def test_the_table_says_which_benches_the_usual_run_leaves_to_the_long_one() -> None:
+    import tables
+
+    assert "Only `make bench BENCH=--long` runs load, fuzzing, faults and scale." in tables.markdown([])
+
+
+def test_the_usual_run_measures_every_size_of_a_catalogue_that_is_kept() -> None:
+    from benches import BY_NAME
+
+    usual = BY_NAME["catalogue"].at("usual")
+    assert usual is not None
+    assert usual.arguments == "--growth 1000,10000,100000,1000000,6000000"
+    assert BY_NAME["catalogue"].at("long") == usual
+
+
+def test_a_bench_without_the_gpu_that_it_needs_is_named_as_not_measured(tmp_path: Path) -> None:
+    import run
+    import tables
+    from benches import BY_NAME
+    from machine import Machine
+
+    chosen = [bench for bench in BY_NAME.values() if bench.gpu_only]
+    places = run.Places(tmp_path / "results", tmp_path / "BENCHMARKS.md", tmp_path / "report.html")
+    machine = Machine("AMD EPYC", 2, None)
+    assert run.run(chosen, "usual", machine, places=places, commit=None) == []
+    text = tables.markdown(run.results.everything(places.results))
+    for name in ("training pieces", "models"):
+        assert f"- {name}, on 2cpu-amd-epyc: needs a GPU, and there is none here" in text
+
+
+def test_rows_of_traced_blocks_are_not_called_compiled() -> None:
+    import train_step
+
+    names = {
+        size: [name for name, _ in train_step.makers(size, train_step.Figures("", None))]
+        for size in (train_step.FULL, train_step.SMALL)
+    }
+    assert names[train_step.FULL][-1] == "own compiled"
+    assert names[train_step.SMALL][-1] == "own traced (not compiled)"
+
+
+def test_a_small_run_of_the_cascade_says_that_it_saw_no_gpu() -> None:
+    import torch
+
+    import serve
+
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert serve.unseen("small", cpu, is_compiled=False) == [serve.NO_GPU]
+    assert serve.unseen("small", cuda, is_compiled=True) == ["full size, bfloat16"]
+    assert serve.unseen("full", cuda, is_compiled=True) == []
+
+
+def test_a_profile_names_the_operations_of_a_call() -> None:
+    import torch
+
+    import serve
+
+    square = torch.ones(8, 8)
+    assert "aten::mm" in serve.profiled(lambda: square @ square, torch.device("cpu"))
+
+
+def test_the_peer_that_tags_pads_with_white_and_keeps_the_mean_of_an_area(tmp_path: Path) -> None:
+    from peers import tagging_loop
+    from PIL import Image
+
+    checks = np.indices((64, 32)).sum(axis=0) % 2 * 200
+    Image.fromarray(np.repeat(checks[:, :, None], 3, axis=2).astype(np.uint8)).save(tmp_path / "checks.png")
+    seen = tagging_loop.opened(tmp_path / "checks.png", side=16)
+    assert seen.shape == (16, 16, 3)
+    assert (seen[:, :4] == 255).all()
+    assert (seen[:, 4:12] == 100).all()
+
+
+def test_the_demo_that_was_read_says_what_is_met_and_where_it_is_from(tmp_path: Path) -> None:
+    import adherence
+
+    from tests.serve.measured import measure
+
+    measure(tmp_path)
+    part = {"start": "2026-01-01T10:00:00+00:00", "end": "2026-01-01T10:01:00+00:00", "continued": 0}
+    verbs = {"curate": part, "serve": part | {"end": "2026-01-01T10:16:40+00:00"}}
+    told = {"commit": "abc", "verbs": verbs}
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    rows = adherence.answer(tmp_path).rows
+    assert [row.note.partition(";")[0] for row in rows[:2]] == ["goal at least 80%: NOT MET", "goal at least 70%: met"]
+    assert all(f"read from {tmp_path}, begun 2026-01-01T10:00:00+00:00, commit abc" in row.note for row in rows)
+    (seconds,) = [row for row in rows if row.unit == "s"]
+    assert seconds.ours == 1000
+    assert seconds.note.startswith("goal at most 900: NOT MET")
+    verbs["serve"]["continued"] = 1
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    again = adherence.answer(tmp_path)
+    assert not [row for row in again.rows if row.unit == "s"]
+    assert any("continued" in why for why in again.not_measured)
+
+
 def test_the_page_draws_growth_and_loads_nothing(tmp_path: Path) -> None:
     from pages import report
 

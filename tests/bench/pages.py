@@ -10,6 +10,7 @@ from sote.cluster import charts, page
 from sote.cluster.charts import Curve
 from sote.cluster.page import Html, Node, Section, join, tag
 
+CHANGED = {True: " (changed)", False: "", None: " (?)"}
 STYLES = ("t0", "t2", "t3", "t1")
 Kept = dict[str, Any]
 
@@ -43,7 +44,8 @@ def report(machine: Kept, others: Sequence[Kept]) -> str:
         Section("not-measured", "Not measured", Html("And why."), _missing(machine["not_measured"])),
     ]
     header = tag("div", tag("h1", "Benchmarks"), tag("p", machine["hardware"] or machine["machine"]))
-    footer = tag("p", "Written by ", page.code("make bench"), ". Each row says its commit and its command.")
+    said = ". Each row says its commit and its command; (?): whether that had changes is not known."
+    footer = tag("p", "Written by ", page.code("make bench"), said)
     return page.page(title="Benchmarks", header=header, sections=sections, footer=footer)
 
 
@@ -91,7 +93,7 @@ def _all(rows: Sequence[Kept], others: Sequence[Kept]) -> Html:
             f"{row['bench']}: {row['what']}",
             f"{figure(row['ours'])} {row['unit']}",
             row["date"][:10],
-            f"{row['commit'] or 'unknown'}{' (changed)' if row['dirty'] else ''}",
+            f"{row['commit'] or 'unknown'}{CHANGED[row['dirty']]}",
             page.code(row["command"]),
         ]
         for row in rows

@@ -23,7 +23,7 @@ import machine as machines
 import results
 import rows
 import tables
-from benches import BENCHES, BY_NAME, Bench, Size
+from benches import BENCHES, BY_NAME, LONG_ALONE, Bench, Size
 from machine import Machine
 from pages import report
 from results import FOLDER, TOP
@@ -66,7 +66,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--only", help=f"names, with commas: {', '.join(BY_NAME)}")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--quick", action="store_true", help="small sizes: does all run? Not for figures")
-    sizes.add_argument("--long", action="store_true", help="six million rows, faults, scale and load too: an hour more")
+    sizes.add_argument("--long", action="store_true", help=f"an hour more: {', '.join(LONG_ALONE)} too")
     sizes.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--list", action="store_true", help="what would be run, and what not and why")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write everything below DIR")

@@ -3,14 +3,15 @@
 Random weights. `--size small` (the default without a GPU) is a narrow cascade in float32, which says nothing about a
 GPU; `--size full` is the published one, in bfloat16. In one run, each with the same steps, sizes and modules' weights:
 
-lone        from a prompt to a PNG, nobody else there: ours, compiled with `--compile`, and diffusers'
+lone        from a prompt to a PNG, nobody else there: ours, compiled too on a GPU or with `--compile`, and diffusers'
 throughput  1, 4 and 16 clients that each ask for one picture after the other: ours with step-level batching (the most
             slots), without (1 slot), and diffusers' pipelines, which take one request after the other
 of ceiling  the operations that our own pictures need (FlopCounter), over what one large product of the same run reaches
 overhead    with `--serve`: what ingress and handles add to a picture in miniature, requests one after the other
 
 Needs torch, transformers and pydantic. What is not there is left out and named: diffusers, open_clip (its vocabulary;
-tokens are then any numbers, and diffusers is left out), Ray. `--out FILE` writes all figures as JSON after each row.
+tokens are then any numbers, and diffusers is left out), Ray. `--out FILE` writes all figures as JSON after each row,
+`--profile` prints the kernels of a lone picture of ours. Several replicas, in miniature: serve_replicas.py.
 """
 
 import argparse
@@ -41,7 +42,11 @@ from sote.serve.settings import Settings, Stage
 CLIENTS = (1, 4, 16)
 NEGATIVE = "worst quality, monochrome"
 Way = tuple[Callable[[Settings], object], float]  # and its operations
-NOT_MEASURED = ("trained weights", "several replicas", "prior and decoder in processes of their own")
+NOT_MEASURED = (
+    "trained weights",
+    "diffusers beside several replicas, or beside prior and decoder in processes of their own (ours alone: replicas)",
+)
+NO_GPU = "anything at full size, in bfloat16, on a GPU, or as compiled code: there is no GPU here"
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,9 @@ def main() -> None:
     asked.add_argument("--size", choices=("small", "full"))
     asked.add_argument("--device", choices=("cpu", "cuda"))
     asked.add_argument("--threads", type=int, default=1, help="torch's on a CPU, for all: a replica has one")
-    asked.add_argument("--compile", action="store_true", help="measure our cascade compiled too")
+    compiling = argparse.BooleanOptionalAction
+    asked.add_argument("--compile", action=compiling, help="measure our cascade compiled too; if not said, on a GPU")
+    asked.add_argument("--profile", action="store_true", help="print the kernels of a lone picture of ours")
     asked.add_argument("--serve", action="store_true", help="measure what the server adds, in miniature")
     asked.add_argument("--out", type=Path, help="write the figures to this file, as JSON")
     asked.add_argument("--commit", help="where the tree has no .git: its commit")
@@ -92,12 +99,14 @@ def main() -> None:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = options.size or ("full" if device.type == "cuda" else "small")
     size = FULL if name == "full" else SMALL
+    is_compiled = device.type == "cuda" if options.compile is None else options.compile
     torch.set_num_threads(options.threads)
     figures = Figures(devices.here().name, options.commit or _head(), size=name)
+    figures.left_out += unseen(name, device, is_compiled=is_compiled)
     figures.ceiling_flops = ceiling(device, size)
     print(f"{figures.machine}, torch {torch.__version__}, torch threads on a CPU: {options.threads}")
     print(f"one product: {figures.ceiling_flops / 1e12:,.3f} TFLOP/s")
-    for row in measured(size, device, figures, is_compiled=options.compile):
+    for row in measured(size, device, figures, is_compiled=is_compiled, is_profiled=options.profile):
         figures.rows.append(row)
         print(row, flush=True)
         _write(figures, options.out)
@@ -109,6 +118,14 @@ def main() -> None:
     print(f"one picture is {figures.flops['picture'] / 1e12:,.3f} TFLOP; left out: {', '.join(figures.left_out)}")
     _write(figures, options.out)
     rows.write(options.json, rows.Answer(list(beside(figures)), (), figures.left_out))
+
+
+def unseen(size: str, device: torch.device, *, is_compiled: bool) -> list[str]:
+    """What a run of this kind does not measure, beside what none does."""
+    if size == "small" and device.type == "cpu" and not is_compiled:
+        return [NO_GPU]
+    there = {"full size, bfloat16": size == "full", "a GPU": device.type == "cuda", "compiled blocks": is_compiled}
+    return [name for name, is_there in there.items() if not is_there]
 
 
 def beside(figures: Figures) -> Iterator[rows.Row]:
@@ -136,7 +153,9 @@ def beside(figures: Figures) -> Iterator[rows.Row]:
         yield rows.Row(f"ingress and handles, {name} of a picture in miniature", 1000 * seconds, "ms", "lower")
 
 
-def measured(size: Size, device: torch.device, figures: Figures, *, is_compiled: bool) -> Iterator[Row]:
+def measured(
+    size: Size, device: torch.device, figures: Figures, *, is_compiled: bool, is_profiled: bool
+) -> Iterator[Row]:
     prior, decoder = built(size, device, figures.left_out)
     part = ModelPart(prior="random", name="random")
     models = PriorModel(part, device=device, weights=prior), DecoderModel(part, device=device, weights=decoder)
@@ -178,6 +197,19 @@ def measured(size: Size, device: torch.device, figures: Figures, *, is_compiled:
             model.weights.unet.compile_blocks()
         yield from lone({f"{name}, compiled": way for name, way in ways.items() if name.startswith("ours")})
         yield from throughput("ours, compiled", size.slots)
+    if is_profiled:
+        ours(*models, asking(size, 98))  # prompts that no way asks for
+        print(profiled(lambda: ours(*models, asking(size, 99)), device))
+
+
+def profiled(run: Callable[[], object], device: torch.device) -> str:
+    """The kernels of a call by the time that they take."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities[: 1 + (device.type == "cuda")]) as profile:
+        run()
+        _wait(device)
+    by = f"self_{device.type}_time_total"
+    return profile.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=80)
 
 
 def flops(run: Callable[[Settings], object], settings: Settings) -> int:

@@ -3,19 +3,22 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benches import BENCHES, Bench
+from benches import BENCHES, LONG_ALONE, Bench
 from results import newest
 from rows import figure
 
 Kept = dict[str, Any]
-HEAD = """# Benchmarks
+HEAD = f"""# Benchmarks
 
 `make bench` writes this file: every bench that a machine can run, ours and the peer's way in the same run. What is not
-here was not measured. The ratio says how many times better ours is, whichever way is better for the unit; **below 1 the
-peer's is better**. A commit with `+` had changes that were not committed. "Busy" is a machine that had more than a
-tenth of a core at other work when the bench began. What each bench does not show: `tests/bench/NOTES.md`.
+here was not measured. Only `make bench BENCH=--long` runs {", ".join(LONG_ALONE[:-1])} and {LONG_ALONE[-1]}.
+
+The ratio says how many times better ours is, whichever way is better for the unit; **below 1 the peer's is better**. A
+commit with `+` had changes that were not committed. "Busy" is a machine that had more than a tenth of a core at other
+work when the bench began. `?` in place of either: not known. What each bench does not show: `tests/bench/NOTES.md`.
 """
 BUSY_CORES = 0.1  # at other work before a bench begins
+CHANGED = {True: "+", False: "", None: "?"}
 COLUMNS = ("what", "ours", "peer", "ratio", "machine", "date", "commit", "command")
 
 
@@ -57,7 +60,8 @@ def _line(row: Kept) -> str:
     ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
     if row["ratio"] is not None and row["ratio"] < 1:
         ratio = f"**{ratio}**"
-    busy = ", busy" if (row["busy_cores"] or 0) > BUSY_CORES else ""
+    busy_cores = row["busy_cores"]
+    busy = ", ?" if busy_cores is None else ", busy" if busy_cores > BUSY_CORES else ""
     cells = (
         row["what"] + (f" ({row['note']})" if row["note"] else ""),
         f"{figure(row['ours'])} {row['unit']}",
@@ -65,7 +69,7 @@ def _line(row: Kept) -> str:
         ratio,
         f"{row['machine']}{busy}",
         row["date"][:10],
-        f"{(row['commit'] or 'unknown')[:10]}{'+' if row['dirty'] else ''}",
+        f"{(row['commit'] or 'unknown')[:10]}{CHANGED[row['dirty']]}",
         f"`{row['command']}`",
     )
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"

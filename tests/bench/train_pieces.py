@@ -21,6 +21,7 @@ from sote.cluster import devices
 from sote.train import norms
 
 TIMES = 20
+NO_GPU = "anything at full size, on a GPU, or as compiled code: there is no GPU here"
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,15 @@ def main() -> None:
     for name, run in pieces(size, on).items():
         found[name] = milliseconds(run, on)
         print(f"{name:52} {found[name]:8.3f} ms forward and backward", flush=True)
-    if not is_full:
-        print("not measured: anything at full size or on a GPU: there is none here; nothing is compiled here")
+    not_measured = [] if is_full else [NO_GPU]
+    for why in not_measured:
+        print(f"not measured: {why}")
     if out is not None:
         facts = {"machine": machine, "torch": torch.__version__, "is_full": is_full, "milliseconds": found}
         out.write_text(json.dumps(facts, indent=1) + "\n")
     where = "full size" if is_full else "in miniature"
     made = [rows.Row(f"{where}: {name}", ms, "ms", "lower") for name, ms in found.items()]
-    rows.write(given.json, rows.Answer(made))
+    rows.write(given.json, rows.Answer(made, (), not_measured))
 
 
 def pieces(size: Size, on: torch.device) -> dict[str, Callable[[], Tensor]]:
@@ -90,15 +92,16 @@ def pieces(size: Size, on: torch.device) -> dict[str, Callable[[], Tensor]]:
     compiled = on.type == "cuda"
     fused_response = torch.compile(response) if compiled else response
     fused_products = torch.compile(nine_products) if compiled else nine_products
+    how = "compiled" if compiled else "not compiled"
     return {
         "depthwise convolution of [B,H,W,C], as it is": lambda: convolved(x.permute(0, 3, 1, 2)),
         "depthwise convolution, copied to [B,C,H,W] and back": lambda: convolved(
             x.permute(0, 3, 1, 2).contiguous()
         ).contiguous(),
-        "depthwise convolution as nine products, compiled": lambda: fused_products(x, kernel, bias),
+        f"depthwise convolution as nine products, {how}": lambda: fused_products(x, kernel, bias),
         "the two products of a residual block": lambda: functional.linear(functional.linear(x, out), back),
         "GELU and response norm, eager": lambda: response(wide),
-        "GELU and response norm, compiled": lambda: fused_response(wide),
+        f"GELU and response norm, {how}": lambda: fused_response(wide),
         "layer norm": lambda: norms.layer_norm(x),
         "attention with dropout": attention(0.1),
         "attention without": attention(0.0),

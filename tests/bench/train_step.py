@@ -6,7 +6,12 @@ class where that can be imported, by train/unet.py eager, and by it compiled. Wh
 again with a part of the blocks computed twice. Beside each rate: what share of the matrix ceiling the model's own
 operations are (recomputation not counted), the ceiling being one large bfloat16 product of the same run; the peak of
 memory; and how far output and loss lie from eager float32's. What the pieces of a layer cost: train_pieces.py.
-Without a GPU: the same in miniature, to see that it runs; the figures say nothing about a GPU.
+Without a GPU: the same in miniature, to see that it runs; the figures say nothing about a GPU. There torch.compile only
+traces (backend "eager"): no code is compiled, and the rows say so. Traced layers compute nothing twice for the backward
+pass; eager ones do a little (ResBlock.keep_little).
+
+The optimizer's update and the text encoder are in train_loop.py's steps, data in train_data.py, workers in
+train_overhead.py, all in miniature.
 
 Needs torch alone. `--only TEXT` takes the rows whose name has TEXT, `--profile` prints the kernels of the last row,
 `--out FILE` writes all figures as JSON after each row.
@@ -36,7 +41,8 @@ from sote.train.unet import ATTENTION, RES, TIME, CascadeUNet, Config
 # The seed's author: 3.24 images/s on an A100 at 32x32 and 227 tokens, everything computed twice; about 25 % of its peak
 GOAL = 0.5  # of the ceiling, on an H200
 SHARES = (0.0, 0.25, 0.5, 1.0)  # of the layers computed twice, until it fits
-NOT_MEASURED = ("the optimizer's update", "text encoder", "data", "several workers", "trained weights")
+NOT_MEASURED = ("trained weights",)
+NO_GPU = "anything at full size, on a GPU, or as compiled code: there is no GPU here"
 
 Run = Callable[[dict[str, Tensor]], Tensor]
 
@@ -145,7 +151,7 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     figures = Figures(devices.here().name, options.commit or _head(), is_full=size is FULL)
     if size is not FULL:
-        figures.not_measured += ("anything at full size, on a GPU, or as compiled code: there is no GPU here",)
+        figures.not_measured += (NO_GPU,)
     figures.ceiling_flops = ceiling(on, size.ceiling_side)
     print(f"{figures.machine}, torch {torch.__version__}: {figures.ceiling_flops / 1e12:,.2f} TFLOP/s in one product")
     for row in measured(size, on, figures, only=options.only, is_profiled=options.profile):
@@ -218,7 +224,8 @@ def makers(size: Size, figures: Figures) -> Iterator[tuple[str, Make]]:
     elif "diffusers: it is not installed" not in figures.not_measured:
         figures.not_measured += ("diffusers: it is not installed",)
     yield "own eager", lambda state: ours(size, state)
-    yield "own compiled", lambda state: ours(size, state, backend=size.backend)
+    name = "own compiled" if size.backend == "inductor" else "own traced (not compiled)"
+    yield name, lambda state: ours(size, state, backend=size.backend)
 
 
 def ours(size: Size, state: dict[str, Tensor], *, backend: str | None = None) -> tuple[CascadeUNet, Run]:
