@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCK := requirements.lock
 READY := .venv/.ready
 
-.PHONY: demo base test test-slow bench check setup lock clean
+.PHONY: demo base test test-slow bench check wheel setup lock clean
 
 demo: $(READY)  ## the whole river, small and offline
 	@$(BIN)/sote demo --out runs/demo
@@ -16,9 +16,9 @@ base: $(READY)  ## train the small world's base models anew, in runs/base: hours
 test: $(READY)  ## the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(READY)  ## the tests that take minutes each: the proof, and nodes, drivers and heads that are lost
+test-slow: $(READY)  ## the tests that take minutes each: the proof, the wheel alone, and nodes, drivers and heads that are lost
 	@$(BIN)/python -m pytest -m slow tests/test_faults.py tests/cluster/test_jobs.py tests/serve/test_declared.py \
-		tests/train/test_launch_remote.py tests/cluster/test_nodes.py tests/test_proof.py
+		tests/train/test_launch_remote.py tests/cluster/test_nodes.py tests/test_proof.py tests/test_wheel.py
 
 bench: $(READY)  ## every bench of this machine beside its peers: BENCHMARKS.md, a page; BENCH="--quick", "--long", "--only caption"
 	@$(BIN)/python tests/bench/run.py $(BENCH)
@@ -28,6 +28,12 @@ check: $(READY)  ## format, lint, types, layers
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy -p sote
 	@$(BIN)/lint-imports
+
+wheel: $(READY)  ## dist/sote-VERSION-py3-none-any.whl, by the setuptools of the environment
+	@rm -rf build *.egg-info
+	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist .
+	@rm -rf build
+	@ls dist/*.whl
 
 setup: $(READY)
 

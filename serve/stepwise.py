@@ -16,9 +16,43 @@ from torch import Tensor
 
 from sote.serve import batching, preview
 from sote.serve.decoder import DecoderModel
+from sote.serve.grids import Named
 from sote.serve.prior import PriorModel
 from sote.serve.rows import Request, Stage
 from sote.serve.settings import Latents, Settings
+from sote.train import strips
+
+
+class Steps:
+    """The steps of the first picture of some settings, to be looked at one by one. `latents` begins with step 1.
+
+    Raises as `PriorModel.latents` and `DecoderModel.paint`.
+    """
+
+    def __init__(self, prior: PriorModel, decoder: DecoderModel, settings: Settings) -> None:
+        self._decoder, self._settings = decoder, replace(settings, images=1)
+        self.latents = prior_steps(prior, settings)
+        self._painted: dict[int, Image.Image] = {}
+
+    def painted(self, step: int) -> Image.Image:
+        """What the decoder makes of the latents as they stand after `step`; painted when it is first asked for."""
+        if step not in self._painted:
+            self._painted[step] = self._decoder.paint(self.latents[step - 1], self._settings)[0][0].image
+        return self._painted[step]
+
+    def at(self, step: int) -> dict[str, list[Named]]:
+        """One step of Stage C as a row of a grid: its latents, and what the decoder makes of them."""
+        return {"": [("latents", look(self.latents[step - 1])), ("painted", self.painted(step))]}
+
+    def rows(self, *, most: int) -> dict[str, list[Named]]:
+        """The rows of a grid: at most so many steps of Stage C as latents and painted, and all of Stage B."""
+        shown = strips.spread(range(1, len(self.latents) + 1), most)
+        decoded = decoder_steps(self._decoder, self.latents[-1], self._settings)
+        return {
+            "Stage C, its latents": [(f"step {step}", look(self.latents[step - 1])) for step in shown],
+            "Stage C, painted": [(f"step {step}", self.painted(step)) for step in shown],
+            "Stage B": [(f"step {step}", image) for step, image in enumerate(decoded, start=1)],
+        }
 
 
 def prior_steps(prior: PriorModel, settings: Settings) -> list[Latents]:

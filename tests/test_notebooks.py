@@ -22,6 +22,7 @@ MOST_CELLS = 14
 SECONDS = 240  # for a cell, and for a kernel to start, on a machine that does other things too
 PICTURE = re.compile(r'<img src="([^"]*)"')
 BELOW = re.compile(r"<figcaption>([^<]*)</figcaption>")
+OPENED_BY = ".venv/bin/uv run --no-project --with jupyterlab --with ipywidgets jupyter lab notebooks"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -29,16 +30,21 @@ def test_a_notebook_is_short_and_committed_without_what_it_showed(path: Path) ->
     cells = nbformat.read(path, as_version=4).cells
     assert len(cells) <= MOST_CELLS
     assert cells[0].source.startswith("# ")
+    assert OPENED_BY in cells[0].source
     codes = [cell for cell in cells if cell.cell_type == "code"]
     assert codes
     assert all(cell.outputs == [] and cell.execution_count is None for cell in codes)
 
 
-def executed(name: str, run: Path, *, started: Callable[[Any], None] | None = None, **parameters: object) -> Any:
-    """The notebook's cells after a run on the run folder. `started` is told of each cell before it runs."""
+def executed(
+    name: str, run: Path, *more: str, started: Callable[[Any], None] | None = None, **parameters: object
+) -> Any:
+    """The notebook's cells after a run on the run folder, and cells of `more` after them. `started` is told of each
+    cell before it runs."""
     notebook = nbformat.read(FOLDER / name, as_version=4)
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     cell.source += "".join(f"\n{name} = {value!r}" for name, value in ({"RUN": str(run)} | parameters).items())
+    notebook.cells += [nbformat.v4.new_code_cell(source) for source in more]
     where = {"metadata": {"path": str(FOLDER)}}
     client = NotebookClient(notebook, timeout=SECONDS, startup_timeout=SECONDS, kernel_name="python3", resources=where)
     if started is not None:
@@ -69,21 +75,65 @@ def small(run: Path, folder: Path) -> Path:
     return folder
 
 
-def test_pictures_can_be_painted_by_hand(demo: Demo, tmp_path: Path) -> None:
+BY_HAND = (  # what a person does in the notebook after it has run, and what is shown then
+    """
+from IPython.display import HTML as Html
+from ipywidgets.widgets.widget import _instances
+
+forms = [each.children for each in _instances.values() if isinstance(each, VBox)]
+
+
+def pressed(form):
+    form[-2].click()
+    return Html(form[-1].value)
+
+
+pressed(forms[0])""",
+    "prompt.value, seed.value, guidance.value = 'a blue star', 3, 2; pressed(forms[0])",
+    "pressed(forms[1])",
+    "display(Html(after.value)); step.value = 2; display(Html(after.value))",
+    "seed.value = -5; pressed(forms[0])",
+)
+
+
+@pytest.fixture(scope="module")
+def painted(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The cells of paint.ipynb and those of `BY_HAND`, run."""
     assert demo.exit_code == 0, demo.err
-    cells = executed("paint.ipynb", small(demo.run, tmp_path / "run"))
-    grids = {name: titled(cells, name) for name in ("Prompts and seeds", "Step by step", "Guidance", "Compression")}
+    return executed("paint.ipynb", small(demo.run, tmp_path_factory.mktemp("paint") / "run"), *BY_HAND)
+
+
+def test_pictures_can_be_painted_by_hand(painted: Any) -> None:
+    cells = painted[: -len(BY_HAND)]
+    grids = {
+        name: titled(cells, name)
+        for name in ("One picture", "Step by step", "Prompts and seeds", "Guidance", "Compression")
+    }
     below = {name: BELOW.findall(grid) for name, grid in grids.items()}
-    assert below["Prompts and seeds"] == ["seed 7", "seed 8"] * 2
+    assert below["One picture"] == ["seed 7"]
     steps = [[1, 2, 3, 5, 6], [1, 2, 3, 5, 6], [1, 2, 3, 4]]  # Stage C's latents, those painted, Stage B's
     assert below["Step by step"] == [f"step {step}" for row in steps for step in row]
+    assert below["Prompts and seeds"] == ["seed 7", "seed 8"] * 2
     assert below["Guidance"] == [f"guidance {guidance}" for guidance in (1, 2, 4, 8)] * 2
     assert below["Compression"] == ["32: 8x12 cells", "42: 6x9 cells", "48: 5x8 cells", "64: 4x6 cells"]
     for name, grid in grids.items():
         pictures = PICTURE.findall(grid)
         # the last of Stage C that was painted is the last of Stage B
         assert len(pictures) == len(below[name]) == len(set(pictures)) + (name == "Step by step")
-    assert shown(cells, "text/plain")[-1] == "True"  # the same seed paints the same bytes
+
+
+def test_a_form_paints_what_stands_in_it_and_the_slider_shows_another_step(painted: Any) -> None:
+    first = PICTURE.findall(titled(painted[: -len(BY_HAND)], "One picture"))
+    again, other, steps, slid, wrong = ([cell] for cell in painted[-len(BY_HAND) :])
+    assert PICTURE.findall(titled(again, "One picture")) == first  # the same seed paints the same picture
+    assert PICTURE.findall(titled(other, "One picture")) != first
+    assert all(words in titled(other, "One picture") for words in ("a blue star", "Seed: 3,", "CFG scale: 2"))
+    assert "a blue star" in titled(steps, "Step by step")
+    last, second = (PICTURE.findall(titled(slid, f"After step {step}")) for step in (6, 2))
+    assert len(set(last + second)) == 4
+    (said,) = shown(wrong, "text/html")
+    assert "seed" in said
+    assert not PICTURE.findall(said)
 
 
 def test_the_dataset_can_be_looked_at_by_hand(demo: Demo) -> None:

@@ -8,16 +8,21 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import sote
 from sote.serve import page
+from tests.conftest import SLOWEST_SECONDS
 
 TOP = Path(__file__).resolve().parent.parent
 FOLDERS = ("cluster", "data", "train", "serve")
 BUILT_FROM = (*FOLDERS, "sote", "pyproject.toml", "README.md", "LICENSE")
+BIN = Path(sys.executable).parent
+UV = shutil.which("uv", path=BIN)
+INSTALL_SECONDS = 2400  # for 6 GB over a line of 20 Mbit/s
 
 # Runs the command as the wheel's own `sote` does, and tells which files of the checkout were opened meanwhile
 WATCHED = """
@@ -43,12 +48,18 @@ def tracked() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the tracked files: neither what lies about in the checkout nor an old build gets into it."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tracked files: neither what lies about in the checkout nor an old build gets into the wheel."""
+    source = tmp_path_factory.mktemp("source")
     for name in tracked():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(TOP / name, source / name, follow_symlinks=False)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
     build = f"from setuptools import build_meta; print(build_meta.build_wheel({os.fspath(out)!r}))"
     ended = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -117,3 +128,43 @@ def test_a_wheel_alone_has_the_caption_profiles_and_the_page(site: Path, tmp_pat
     )
     ended = watched(site, tmp_path, f"cli.main = lambda: exec({reads!r})")
     assert ended.stdout == f"aesthetic {len(page.FILES)}\n"
+
+
+def done(*words: str | Path, cwd: Path) -> str:
+    """What the command prints; fails with all that it said. It knows nothing of the environment of the tests."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment["PATH"] = os.pathsep.join(each for each in os.get_exec_path() if Path(each) != BIN)
+    ended = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+    return ended.stdout
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Iterator[Path]:
+    """A new virtual environment with nothing in it, outside the checkout; removed at the end, for it grows to 6 GB."""
+    folder = tmp_path / "clean"
+    done(str(UV), "venv", "--quiet", "--no-project", "--python", sys.executable, folder, cwd=tmp_path)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(INSTALL_SECONDS + SLOWEST_SECONDS)
+@pytest.mark.skipif(UV is None, reason="no uv beside this Python; `make setup` puts it there")
+def test_the_wheel_of_make_runs_the_demo_in_a_clean_environment(
+    source: Path, wheel: Path, clean: Path, tmp_path: Path
+) -> None:
+    make = ("make", "-f", TOP / "Makefile", f"BIN={BIN}", f"READY={sys.executable}", "-o", sys.executable, "wheel")
+    done(*make, cwd=source)
+    (made,) = (source / "dist").glob("*.whl")
+    with zipfile.ZipFile(made) as archive, zipfile.ZipFile(wheel) as expected:
+        assert sorted(archive.namelist()) == sorted(expected.namelist())
+    done(str(UV), "pip", "install", "--quiet", "--python", clean / "bin" / "python", made, cwd=tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    said = done(clean / "bin" / "sote", "demo", "--quick", "--out", "runs/demo", cwd=elsewhere)
+    report = elsewhere / "runs" / "demo" / "report.html"
+    assert "report.html" in said
+    assert "</html>" in report.read_text()
+    where = "import sote; print(sote.__file__)"
+    assert done(clean / "bin" / "python", "-c", where, cwd=elsewhere).startswith(os.fspath(clean))

@@ -59,6 +59,18 @@ def test_only_the_first_of_several_pictures_is_looked_at(cascade: Cascade, small
     np.testing.assert_array_equal(one, two)
 
 
+def test_a_step_is_painted_once_and_shown_beside_its_latents(cascade: Cascade, small: DefaultsPart) -> None:
+    steps = stepwise.Steps(cascade.prior(), cascade.decoder(), settings(small, num_images=2))
+    (pair,) = steps.at(2).values()
+    assert [name for name, _ in pair] == ["latents", "painted"]
+    assert pair[1][1] is steps.painted(2)
+    rows = steps.rows(most=3)
+    assert [name for name, _ in rows["Stage C, painted"]] == ["step 1", "step 3", "step 4"]
+    assert [name for name, _ in rows["Stage C, its latents"]] == ["step 1", "step 3", "step 4"]
+    assert len(rows["Stage B"]) == small.decoder_steps
+    np.testing.assert_array_equal(np.asarray(steps.painted(4)), np.asarray(rows["Stage B"][-1][1]))
+
+
 def test_latents_have_a_small_picture_of_their_own_shape(cascade: Cascade, small: DefaultsPart) -> None:
     wide, high = stepwise.look(stepwise.prior_steps(cascade.prior(), settings(small))[0]).size
     assert (wide % 6, high % 9) == (0, 0)  # 256x384 pixels at compression 42: 6x9 cells
