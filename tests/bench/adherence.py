@@ -1,7 +1,7 @@
 """What the demo's models paint of what they are asked for, and what the demo takes: `python tests/bench/adherence.py`.
 
-Runs `sote demo` into a fresh folder, about ten minutes on two cores, and reads its adherence.json: the goals that the
-demo sets itself, each with whether it is met, and as details every group of tags by each of the three models. The
+Runs `sote demo` anew in runs/bench/demo, about ten minutes on two cores, and reads its adherence.json: the goals that
+the demo sets itself, each with whether it is met, and as details every group of tags by each of the three models. The
 seconds are those of the whole command, from its start to its end. `--run RUN` reads a demo that has been run in place
 of running one; its seconds are then those between the times in its run.json, without the pictures' drawing before and
 the report after.
@@ -11,9 +11,9 @@ Not measured: any model of full size, another seed, another world.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -27,6 +27,7 @@ from sote.cluster.storage import RunFolder
 from sote.serve import adherence_file
 from sote.serve.adherence_file import Adherence, Goal
 
+RUN = Path(__file__).resolve().parents[2] / "runs" / "bench" / "demo"
 MOST_SECONDS = 900.0  # the demo's goal, on two cores
 NOT_MEASURED = ("models of full size", "other seeds than the demo's")
 
@@ -48,15 +49,14 @@ def main() -> None:
 
 def measured() -> Answer:
     """Of a demo that is run now."""
-    with tempfile.TemporaryDirectory(prefix="sote-bench-") as folder:
-        run = Path(folder) / "demo"
-        started = time.monotonic()
-        ended = subprocess.run([sys.executable, "-m", "sote.cluster.cli", "demo", "--out", str(run)], check=False)
-        seconds = time.monotonic() - started
-        if ended.returncode:
-            raise SystemExit(f"sote demo ended with exit code {ended.returncode}")
-        found = _read(run)
-        return Answer([*goals(found), _seconds(seconds), *details(found)], (), NOT_MEASURED)
+    shutil.rmtree(RUN, ignore_errors=True)
+    started = time.monotonic()
+    ended = subprocess.run([sys.executable, "-m", "sote.cluster.cli", "demo", "--out", str(RUN)], check=False)
+    seconds = time.monotonic() - started
+    if ended.returncode:
+        raise SystemExit(f"sote demo ended with exit code {ended.returncode}")
+    found = _read(RUN)
+    return Answer([*goals(found), _seconds(seconds), *details(found)], (), NOT_MEASURED)
 
 
 def answer(run: Path) -> Answer:
