@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from tests.stores import bucket, server  # noqa: F401  fixtures
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would the commands that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # Ray's own ten seconds would be waited for
 
 
