@@ -39,7 +39,7 @@ def register(app: typer.Typer, address: Callable[[], str | None]) -> None:
             _draw(world, out or DEFAULT_WORLD, others=images is not None or quick)
             return
         out = out or DEFAULT_OUT
-        minutes = "three to four" if quick or images else "about ten"
+        minutes = "three to four" if quick or images else "about eight"
         print(f"The whole river in {out}: {minutes} minutes on two cores.", flush=True)
         from sote.serve import demo as whole
 

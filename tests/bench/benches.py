@@ -173,7 +173,7 @@ BENCHES: tuple[Bench, ...] = (
         "adherence",
         "what the demo's models paint of what they are asked for, and what the demo takes",
         "adherence.py",
-        {"usual": Run(2400)},  # about ten minutes on two cores
+        {"usual": Run(2400)},  # about eight minutes on two cores
     ),
     Bench(
         "load",
