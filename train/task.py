@@ -177,6 +177,8 @@ def _unet(recipe: TrainRecipe, source: Source, *, device: torch.device) -> Casca
     if recipe.lora is not None:
         lora.attach(unet, recipe.lora, seed=recipe.batch.seed)
     unet.checkpoint_blocks(part.gradient_checkpointing)
+    if device.type == "cpu" and not part.gradient_checkpointing:
+        unet.keep_all()  # memory is not short there, and time is
     if part.compile:
         unet.compile_blocks()
     return unet

@@ -194,6 +194,12 @@ class CascadeUNet(nn.Module):
                 level.recompute(place, int((number + 1) * share) > int(number * share))
                 number += 1
 
+    def keep_all(self) -> None:
+        """Keep what eager layers otherwise compute a second time to save memory (`blocks.ResBlock`): the same results."""
+        for module in self.modules():
+            if isinstance(module, blocks.ResBlock):
+                module.keep_little = False
+
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile each layer with torch.compile: one code for all layers of a form, and for all sizes from the second.
 

@@ -248,10 +248,10 @@ def test_layers_computed_twice_change_neither_output_nor_gradients_nor_dropout(d
 def test_keeping_little_costs_no_matrix_product(dropping: CascadeUNet) -> None:
     inputs = _inputs(dropping.config, height=4, width=6)
     (output, gradients), once = _learn(dropping, inputs), _operations(dropping, inputs)
-    for module in dropping.modules():
-        if isinstance(module, ResBlock):
-            assert module.keep_little
-            module.keep_little = False
+    blocks = [module for module in dropping.modules() if isinstance(module, ResBlock)]
+    assert all(block.keep_little for block in blocks)
+    dropping.keep_all()
+    assert not any(block.keep_little for block in blocks)
     again, gradients_again = _learn(dropping, inputs)
     assert torch.equal(again, output)
     assert all(torch.equal(*pair) for pair in zip(gradients, gradients_again, strict=True))
