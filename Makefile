@@ -10,15 +10,16 @@ READY := .venv/.ready
 demo: $(READY)  ## the whole river, small and offline
 	@$(BIN)/sote demo --out runs/demo
 
-base: $(READY)  ## train the small world's base models anew, in runs/base: hours on two cores; writes train/world
-	@$(BIN)/python -m sote.train.world_base runs/base
+base: $(READY)  ## train the small world's base models anew, in runs/base: hours on two cores; writes train/world. SIZE=large: larger ones on a GPU
+	@$(BIN)/python -m sote.train.world_base $(if $(SIZE),runs/base-$(SIZE) --size $(SIZE),runs/base)
 
 test: $(READY)  ## the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## the tests that take minutes each: the proof, the wheel alone, and nodes, drivers and heads that are lost
 	@$(BIN)/python -m pytest -m slow tests/test_faults.py tests/cluster/test_jobs.py tests/serve/test_declared.py \
-		tests/train/test_launch_remote.py tests/cluster/test_nodes.py tests/test_proof.py tests/test_wheel.py
+		tests/train/test_launch_remote.py tests/cluster/test_nodes.py tests/train/test_world_base.py \
+		tests/test_proof.py tests/test_wheel.py
 
 bench: $(READY)  ## every bench of this machine beside its peers: BENCHMARKS.md, a page; BENCH="--quick", "--long", "--only caption"
 	@$(BIN)/python tests/bench/run.py $(BENCH)

@@ -33,23 +33,30 @@ def register(app: typer.Typer, address: Callable[[], str | None]) -> None:
             int | None,
             typer.Option(metavar="N", min=1, help="only draw N pictures of the small world, into a new folder"),
         ] = None,
+        weights: Annotated[
+            Path | None,
+            typer.Option(help="the small world's models to begin with: what `make base SIZE=large` made"),
+        ] = None,
     ) -> None:
         """Run the whole river, small and offline: pictures to a served image, with a report that measures it."""
         if world is not None:
-            _draw(world, out or DEFAULT_WORLD, others=images is not None or quick)
+            _draw(world, out or DEFAULT_WORLD, others=images is not None or quick or weights is not None)
             return
+        if weights is not None and (images is not None or quick):
+            raise UserError("--weights: goes with the whole demo alone; leave out --images and --quick")
         out = out or DEFAULT_OUT
         minutes = "three to four" if quick or images else "about eight"
-        print(f"The whole river in {out}: {minutes} minutes on two cores.", flush=True)
+        told = f"{minutes} minutes on two cores" if weights is None else "longer than the eight minutes of small models"
+        print(f"The whole river in {out}: {told}.", flush=True)
         from sote.serve import demo as whole
 
-        whole.run(out, images=images, quick=quick, address=address())
+        whole.run(out, images=images, quick=quick, weights=weights, address=address())
 
 
 def _draw(count: int, out: Path, *, others: bool) -> None:
     """Pictures of the small world with sidecars and truth.jsonl, drawn on all cores into a new folder."""
     if others:
-        raise UserError("--world: only draws pictures; leave out --images and --quick")
+        raise UserError("--world: only draws pictures; leave out --images, --quick and --weights")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out}: is not empty; name a new folder for the pictures")
     from sote.data import scenes, world

@@ -8,8 +8,10 @@ without the measure. The same command again continues: what is there is not made
 Kind: wiring.
 """
 
+import filecmp
 import multiprocessing
 import shlex
+import shutil
 import socket
 import sys
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ import httpx
 
 from sote.cluster import logs, session, storage
 from sote.cluster import recipe as recipes
+from sote.cluster.errors import RunFolderError, WeightsError
 from sote.cluster.recipe import Recipe
 from sote.cluster.storage import RunFolder
 from sote.data import index, pipeline, scenes, world_prompts
@@ -55,20 +58,26 @@ class Plan:
     is_measured: bool = False
 
 
-def run(out: Path, *, images: Path | None, quick: bool = False, address: str | None = None) -> Path:
-    """Run the whole river in the run folder `out`; returns the report. `images`: the user's own pictures.
+def run(
+    out: Path, *, images: Path | None, quick: bool = False, weights: Path | None = None, address: str | None = None
+) -> Path:
+    """Run the whole river in the run folder `out`; returns the report. `images`: the user's own pictures. `weights`:
+    the small world's models in place of the committed ones, in the folders that `world_files.unpack` makes.
 
-    Raises SourceError if `images` has no files, RunFolderError if `out` holds something else.
+    Raises SourceError if `images` has no files, WeightsError if `weights` lacks one, RunFolderError if `out` holds
+    something else or was begun with other weights.
     """
     root = out.resolve()
     folder = RunFolder(root)
     storage.refuse_foreign(folder)
+    if weights is not None:
+        _check(weights, root)
     plan = _quick(root, images) if quick or images is not None else _world(root)
     if images is not None:
         index.check(plan.curate.sources[0])
     steps = _Steps(7 if plan.is_measured else 6)
     steps.say("pictures and models")
-    _prepare(root, plan, draws=images is None)
+    _prepare(root, plan, draws=images is None, weights=weights)
     for name, recipe in (("curate", plan.curate), ("train", plan.train), ("serve", plan.serve)):
         _write(root / "recipes" / f"{name}.toml", recipe, verb=name, heading=plan.headings[name])
     with session.connect(address, environment=retrying.ENVIRONMENT):
@@ -132,7 +141,19 @@ def _quick(root: Path, images: Path | None) -> Plan:
     )
 
 
-def _prepare(root: Path, plan: Plan, *, draws: bool) -> None:
+def _check(weights: Path, root: Path) -> None:
+    """Raise WeightsError if a model is missing, RunFolderError if the run in `root` was begun with others."""
+    for place in world_files.places():
+        if not (weights / place).is_file():
+            raise WeightsError(f"--weights {weights}: has no {place}; name what `make base SIZE=large` made")
+        there = root / "weights" / place
+        if there.exists() and not filecmp.cmp(weights / place, there, shallow=False):
+            raise RunFolderError(
+                f"{root}: was begun with another {place} than that of --weights {weights}; name a new run"
+            )
+
+
+def _prepare(root: Path, plan: Plan, *, draws: bool, weights: Path | None) -> None:
     """Models into RUN/weights and, beside it in a process of their own, pictures into RUN/pictures."""
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as beside:
         drawing = None
@@ -140,7 +161,10 @@ def _prepare(root: Path, plan: Plan, *, draws: bool) -> None:
             _note("drawing pictures")
             drawn = demo_world.draw if plan.is_measured else scenes.draw
             drawing = beside.submit(storage.once, root / "pictures", drawn)
-        storage.once(root / "weights", _unpack if plan.is_measured else _stand_ins)
+        if weights is not None:
+            storage.once(root / "weights", lambda folder: _copy(weights, folder))
+        else:
+            storage.once(root / "weights", _unpack if plan.is_measured else _stand_ins)
         if drawing is not None:
             drawing.result()
 
@@ -235,6 +259,11 @@ def _serve(plan: Plan, folder: RunFolder) -> None:
 def _unpack(folder: Path) -> None:
     _note("unpacking the small world's models")
     world_files.unpack(folder)
+
+
+def _copy(weights: Path, folder: Path) -> None:
+    _note(f"copying the models of {weights}")
+    shutil.copytree(weights, folder, dirs_exist_ok=True)
 
 
 def _stand_ins(folder: Path) -> None:

@@ -195,7 +195,7 @@ class CascadeUNet(nn.Module):
                 number += 1
 
     def keep_all(self) -> None:
-        """Keep what eager layers otherwise compute a second time to save memory (`blocks.ResBlock`): the same results."""
+        """Keep what eager layers otherwise compute twice to save memory (`blocks.ResBlock`). Results are the same."""
         for module in self.modules():
             if isinstance(module, blocks.ResBlock):
                 module.keep_little = False

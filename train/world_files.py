@@ -70,6 +70,12 @@ def pack(weights: Path, out: Path, *, facts: Mapping[str, Any]) -> None:
     write_json(out / MANIFEST, {**facts, "seed": SEED, "files": files})
 
 
+def places() -> tuple[str, ...]:
+    """Where the files of weights stand that `unpack` writes, below its folder."""
+    learnt = (f"quality_head/{HEAD_FILE}", "prior/text_encoder/model.safetensors")
+    return (*TENSORS.values(), *COPIES.values(), *learnt)
+
+
 def unpack(folder: Path) -> None:
     """Write folder/{tagger,aesthetic,quality_clip,quality_head,reader,encoder,prior,decoder} from what is committed.
 

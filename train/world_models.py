@@ -7,6 +7,7 @@ Kind: actor.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ TEXT_WIDTH = 64
 IMAGE_WIDTH = 40
 BESIDE_INPUT, BESIDE_OUTPUT = 0.7, 1.0  # a channel, see `unet`
 
-PRIOR_CONFIG: dict[str, Any] = published.PRIOR | {
+PRIOR_CONFIG: dict[str, Any] = published.PRIOR | {  # 1.7 million numbers
     "conditioning_dim": 128,
     "block_out_channels": (128, 128),
     "num_attention_heads": (4, 4),
@@ -50,11 +51,52 @@ TEXT_CONFIG: dict[str, Any] = standins.TEXT_CONFIG | {
 }
 
 
-def text_encoder(seed: int) -> CLIPTextModelWithProjection:
+@dataclass(frozen=True)
+class Configs:
+    """Of Stage C, Stage B and the text encoder."""
+
+    prior: Mapping[str, Any]
+    decoder: Mapping[str, Any]
+    text: Mapping[str, Any]
+
+
+SMALL = Configs(PRIOR_CONFIG, DECODER_CONFIG, TEXT_CONFIG)
+_WIDE = 4 * TEXT_WIDTH
+LARGE = Configs(  # for a GPU
+    PRIOR_CONFIG
+    | {
+        "conditioning_dim": 512,
+        "block_out_channels": (512, 512),
+        "num_attention_heads": (8, 8),
+        "down_num_layers_per_block": (2, 6),
+        "up_num_layers_per_block": (6, 2),
+        "clip_text_in_channels": _WIDE,
+        "clip_text_pooled_in_channels": _WIDE,
+    },
+    DECODER_CONFIG
+    | {
+        "conditioning_dim": 192,
+        "block_out_channels": (192, 256, 384, 384),
+        "num_attention_heads": (0, 0, 6, 6),
+        "down_num_layers_per_block": (1, 2, 4, 2),
+        "up_num_layers_per_block": (2, 4, 2, 1),
+        "clip_text_pooled_in_channels": _WIDE,
+    },
+    TEXT_CONFIG
+    | {
+        "hidden_size": _WIDE,
+        "intermediate_size": 4 * _WIDE,
+        "num_hidden_layers": 4,
+        "projection_dim": _WIDE,
+    },
+)
+
+
+def text_encoder(seed: int, config: Mapping[str, Any] = TEXT_CONFIG) -> CLIPTextModelWithProjection:
     """The text encoder before training. Equal seeds give equal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_CONFIG))
+        model = CLIPTextModelWithProjection(CLIPTextConfig(**config))
     model.config.architectures = ["CLIPTextModelWithProjection"]
     return model
 
@@ -82,12 +124,12 @@ def unet(config: Mapping[str, Any]) -> StableCascadeUNet:
     return net
 
 
-def make(folder: Path, *, seed: int) -> None:
+def make(folder: Path, *, seed: int, configs: Configs = SMALL) -> None:
     """Write `folder`/prior and `folder`/decoder, untrained, without Stage A. Equal seeds give equal files."""
-    words = text_encoder(seed)
+    words = text_encoder(seed, configs.text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        prior, decoder = unet(PRIOR_CONFIG), unet(DECODER_CONFIG)
+        prior, decoder = unet(configs.prior), unet(configs.decoder)
         with torch.random.fork_rng(devices=[]):
             world_start.begin(decoder)
         vision = standins.IMAGE_CONFIG | {"projection_dim": IMAGE_WIDTH}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sote.train import world_files
 from tests.conftest import Command
 
 
@@ -108,6 +109,34 @@ def test_a_demo_on_a_folder_that_is_not_there_is_refused(sote: Command, tmp_path
     assert code == 2
     assert str(tmp_path / "none") in one_line(error)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_demo_of_weights_that_are_not_whole_names_what_they_lack(sote: Command, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    code, _, error = sote("demo", "--weights", str(weights), "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "has no prior/prior/diffusion_pytorch_model.safetensors" in one_line(error)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_demo_that_was_begun_with_other_weights_is_not_continued(sote: Command, tmp_path: Path) -> None:
+    weights, run = tmp_path / "weights", tmp_path / "run"
+    for folder, text in ((weights, "these"), (run / "weights", "those")):
+        for place in world_files.places():
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place).write_text(text)
+    (run / "run.json").write_text('{"verbs": {}}')
+    code, _, error = sote("demo", "--weights", str(weights), "--out", str(run))
+    assert code == 2
+    assert "name a new run" in one_line(error)
+    assert not (run / "recipes").exists()
+
+
+def test_a_demo_with_random_models_takes_no_weights(sote: Command, tmp_path: Path) -> None:
+    code, _, error = sote("demo", "--quick", "--weights", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert one_line(error).startswith("sote: --weights")
 
 
 def test_a_full_disk_is_said_in_one_line_and_is_no_fault_of_the_input(
