@@ -144,6 +144,25 @@ def test_rows_of_traced_blocks_are_not_called_compiled() -> None:
     assert names[train_step.SMALL][-1] == "own traced (not compiled)"
 
 
+def test_the_depthwise_convolution_as_nine_products_is_torchs() -> None:
+    import torch
+    from torch.nn import functional
+    from train_pieces import nine_products
+
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float32).requires_grad_()
+
+    inputs = x_BHWC, kernel, bias = drawn(2, 5, 7, 6), drawn(6, 1, 3, 3), drawn(6)
+    plainly = functional.conv2d(x_BHWC.permute(0, 3, 1, 2), kernel, bias, padding=1, groups=6).permute(0, 2, 3, 1)
+    products = nine_products(*inputs)
+    torch.testing.assert_close(products, plainly, atol=1e-5, rtol=1e-5)
+    gradient = torch.randn(products.shape, generator=generator)
+    found, wanted = (torch.autograd.grad(made, inputs, gradient) for made in (products, plainly))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
+
+
 def test_a_small_run_of_the_cascade_says_that_it_saw_no_gpu() -> None:
     import torch
 
