@@ -148,6 +148,9 @@ def _parameters(stage: "Stage") -> Iterator[tuple[str, str]]:
         yield "epochs", f"{stage.epochs:.4g}"
     yield "steps", f"{stage.step:,}"
     yield "warm-up steps", str(part.warmup_steps)
+    if part.decay and part.decay_steps and part.decay_end:
+        falls = f"{part.decay}, over {part.decay_steps:,} steps to step {part.decay_end:,}"
+        yield "learning rate decay", f"{falls}, down to {part.decay_to or 0:g} of the rate"
     if compression := _compression(stage):
         yield "compression", f"{compression:g}"
     yield "text tokens", f"{recipe.text.tokens}, padding {'masked' if recipe.text.mask_padding else 'unmasked'}"

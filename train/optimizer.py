@@ -3,6 +3,7 @@
 Kind: actor.
 """
 
+import math
 from typing import Any
 
 from torch import nn
@@ -32,7 +33,7 @@ def make(model: nn.Module, part: OptimizerPart) -> Piecewise:
 
 
 def base_rates(part: OptimizerPart) -> dict[str, float]:
-    """Learning rate of each trained module after the warm-up."""
+    """Learning rate of each trained module after the warm-up, and before it falls."""
     rates = {
         "prior": part.prior_learning_rate,
         "text_encoder": part.text_encoder_learning_rate,
@@ -41,14 +42,25 @@ def base_rates(part: OptimizerPart) -> dict[str, float]:
     return {name: rate for name, rate in rates.items() if rate is not None}
 
 
-def warmth(step: int, part: OptimizerPart) -> float:
-    """What the learning rates are multiplied with at `step` (from 1): linear up to 1 at `warmup_steps`."""
-    return min(1.0, step / part.warmup_steps) if part.warmup_steps else 1.0
+def share(step: int, part: OptimizerPart) -> float:
+    """What the learning rates are multiplied with at `step` (from 1): linear up to 1 at `warmup_steps`, and with
+    `decay` down to `decay_to`, which the step after `decay_end` has. A function of these alone: a run that goes on, or
+    is made longer, has the rates that it would have had.
+    """
+    if step < part.warmup_steps:
+        return step / part.warmup_steps
+    if part.decay_end is None or part.decay_steps is None:
+        return 1.0
+    left = min(max((part.decay_end - step + 1) / part.decay_steps, 0.0), 1.0)
+    if part.decay == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    least = part.decay_to or 0.0
+    return least + (1 - least) * left
 
 
 def rates(part: OptimizerPart, *, step: int) -> dict[str, float]:
     """Learning rate of each trained module at `step`."""
-    return {name: rate * warmth(step, part) for name, rate in base_rates(part).items()}
+    return {name: rate * share(step, part) for name, rate in base_rates(part).items()}
 
 
 def prepare(optimizer: Piecewise, part: OptimizerPart, *, step: int, updates: int) -> None:

@@ -102,10 +102,31 @@ class OptimizerPart(Part):
     prior_learning_rate: float = Field(default=1e-5, gt=0)
     text_encoder_learning_rate: float | None = Field(default=None, gt=0)  # seed: 4e-6 in the base stage, then frozen
     decoder_learning_rate: float = Field(default=1e-5, gt=0)  # of stage = "decoder", which has no other
-    warmup_steps: int = Field(default=100, ge=0)  # linear, then constant
+    warmup_steps: int = Field(default=100, ge=0)  # linear, then constant, or falling with `decay`
+    decay: Literal["linear", "cosine"] | None = None
+    decay_start: int | None = Field(default=None, ge=0)  # the last step at the whole rate: warmup_steps if left out
+    decay_steps: int | None = Field(default=None, ge=1)  # over which the rates fall to `decay_to` of themselves
+    decay_to: float | None = Field(default=None, ge=0, lt=1)  # 0 if left out
     gradient_clipping: float = Field(default=1.0, gt=0)  # norm over all trained tensors together
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
+
+    @model_validator(mode="after")
+    def _decay_is_whole(self) -> Self:
+        if self.decay is None and {self.decay_start, self.decay_steps, self.decay_to} != {None}:
+            raise ValueError('no rate falls without decay; set it to "cosine" or "linear"')
+        if self.decay is not None and self.decay_steps is None:
+            raise ValueError("decay needs decay_steps, over which the rates fall")
+        if self.decay_start is not None and self.decay_start < self.warmup_steps:
+            raise ValueError(f"decay_start lies within the warm-up; {self.warmup_steps} is the first that does not")
+        return self
+
+    @property
+    def decay_end(self) -> int | None:
+        """The last step at which the rates fall; None where they stay."""
+        if self.decay_steps is None:
+            return None
+        return (self.warmup_steps if self.decay_start is None else self.decay_start) + self.decay_steps
 
 
 class EmaPart(Part):
@@ -235,6 +256,12 @@ class TrainRecipe(Recipe):
             raise ValueError('lora: adapters are for the prior; leave the table out with model.stage = "decoder"')
         if self.lora is not None and self.optimizer.text_encoder_learning_rate is not None:
             raise ValueError("lora: the text encoder is frozen beside adapters; leave out text_encoder_learning_rate")
+        end, last = self.optimizer.decay_end, self.length.max_steps
+        if end is not None and last is not None and last > end and not self.optimizer.decay_to:
+            raise ValueError(
+                f"optimizer.decay_steps: from step {end + 1:,} on the rates are 0 and nothing is learnt, but "
+                f"length.max_steps is {last:,}; let them fall later, or to a share of themselves with decay_to"
+            )
         if self.samples is not None and self.model.stage == "prior" and self.export.decoder is None:
             raise ValueError("samples: need export.decoder, which paints the latents")
         if self.export.ema and self.ema is None:

@@ -166,13 +166,15 @@ def test_a_run_that_went_on_from_another_shows_both(curated: Path, tmp_path: Pat
         curated,
         model={"prior": str(base)},
         data={"curated": str(curated), "set": "final", "compression": 32},
-        optimizer={"prior_learning_rate": 4e-6},
+        optimizer={"prior_learning_rate": 4e-6, "decay": "cosine", "decay_steps": 400, "decay_to": 0.1},
     )
     text = card.write(final).read_text()
     first, second = text.split("### Base")[1].split("### Final")
     assert "| unet learning rate | 1e-5 |" in first
     assert "| unet learning rate | 4e-6 |" in second
     assert "| te learning rate | none |" in second
+    assert "learning rate decay" not in first
+    assert "| learning rate decay | cosine, over 400 steps to step 500, down to 0.1 of the rate |" in second
     assert "| images | 2 |" in second.split("## Dataset")[0]
     assert "Final was trained on the set `final`: 2" in text
     assert "84 images in all" in text

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import SchedulerType, get_scheduler
 
 from sote.train import optimizer
 from sote.train.adafactor import Adafactor
@@ -25,6 +26,27 @@ def test_each_module_has_its_own_learning_rate_after_a_linear_warm_up() -> None:
         found.append([group["lr"] for group in made.param_groups])
     assert found == [[2.5e-3, 2.5e-4], [5e-3, 5e-4], [1e-2, 1e-3], [1e-2, 1e-3]]
     assert optimizer.rates(PART, step=2) == {"prior": 5e-3, "text_encoder": 5e-4, "decoder": 5e-6}
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_rates_fall_as_transformers_schedules_let_them(kind: SchedulerType) -> None:
+    part = PART.model_copy(update={"decay": kind, "decay_steps": 10})
+    plainly = get_scheduler(
+        kind, torch.optim.SGD(Two().parameters(), lr=1.0), num_warmup_steps=4, num_training_steps=14
+    )
+    # theirs counts from 0, warms up from a rate of 0, and its cosine rises again after the end
+    wanted = [plainly.lr_lambdas[0](step - 1) for step in range(5, 16)]
+    assert [optimizer.share(step, part) for step in range(5, 16)] == pytest.approx(wanted, abs=1e-12)
+    assert [optimizer.share(step, part) for step in (1, 4, 15)] == [0.25, 1.0, 0.0]
+    assert 0 < optimizer.share(14, part) < 0.11
+
+
+def test_rates_fall_from_a_later_step_to_a_share_of_themselves() -> None:
+    update = {"decay": "linear", "decay_start": 100, "decay_steps": 50, "decay_to": 0.2}
+    part = PART.model_copy(update=update)
+    found = [optimizer.share(step, part) for step in (3, 100, 101, 126, 151, 1000)]
+    assert found == pytest.approx([0.75, 1.0, 1.0, 0.6, 0.2, 0.2])
+    assert optimizer.rates(part, step=126)["prior"] == pytest.approx(6e-3)
 
 
 def test_skipped_steps_count_for_the_warm_up_and_not_for_the_moments() -> None:

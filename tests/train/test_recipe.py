@@ -36,6 +36,30 @@ def test_a_learning_rate_of_zero_is_refused_because_off_is_leaving_it_out(tmp_pa
         recipes.load(tmp_path / "r.toml", TrainRecipe)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ("decay_steps = 10", r'optimizer: no rate falls without decay; set it to "cosine" or "linear"'),
+        ("decay_to = 0.0", "optimizer: no rate falls without decay"),
+        ('decay = "cosine"', "optimizer: decay needs decay_steps"),
+        ('decay = "cosine"\ndecay_steps = 10\ndecay_start = 99', "optimizer: decay_start lies within the warm-up; 100"),
+        ('decay = "linear"\ndecay_steps = 899', r"optimizer\.decay_steps: from step 1,000 on the rates are 0"),
+    ],
+)
+def test_rates_that_would_not_fall_as_written_are_refused(tmp_path: Path, optimizer: str, said: str) -> None:
+    text = f'run = "r"\n[data]\ncurated = "c"\n[length]\nmax_steps = 1000\n[optimizer]\n{optimizer}\n'
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RecipeError, match=said):
+        recipes.load(tmp_path / "r.toml", TrainRecipe)
+
+
+@pytest.mark.parametrize("optimizer", ["decay_steps = 900", "decay_steps = 10\ndecay_to = 0.1"])
+def test_rates_that_fall_to_the_end_or_not_to_zero_are_taken(tmp_path: Path, optimizer: str) -> None:
+    text = f'run = "r"\n[data]\ncurated = "c"\n[length]\nmax_steps = 1000\n[optimizer]\ndecay = "linear"\n{optimizer}\n'
+    (tmp_path / "r.toml").write_text(text)
+    assert recipes.load(tmp_path / "r.toml", TrainRecipe).optimizer.decay == "linear"
+
+
 def test_what_may_differ_are_tables_of_the_recipe() -> None:
     assert set(MAY_DIFFER) <= TrainRecipe.model_fields.keys()
     assert not {"data", "model", "optimizer", "batch"} & set(MAY_DIFFER)
