@@ -5,7 +5,9 @@ Kind: pure.
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count as numbers
+from itertools import islice
 
 from sote.data import world
 from sote.data.painting import KINDS, LOOKS
@@ -14,6 +16,8 @@ ALWAYS = "newest, extremely aesthetic, best quality, general"
 NEGATIVE_PROMPT = "very displeasing, worst quality, oldest"
 SEED = 1_000  # of the first prompt's picture; the next has the next
 CONCEPT = "concept"  # the group of the held-out concept's prompts
+SCENES_SEED = 777  # of the scenes whose tags are asked for
+UNREAD = frozenset({"solo", "smile", "english_text"})  # tags that the reader does not look for
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,19 @@ def prompts(*, concept: int = 16) -> tuple[Asked, ...]:
     return tuple(
         Asked(f"{ALWAYS}, {', '.join(map(spoken, tags))}", SEED + number, wanted, is_concept)
         for number, (tags, wanted, is_concept) in enumerate(found)
+    )
+
+
+def of_scenes(count: int, *, seed: int = SCENES_SEED) -> tuple[Asked, ...]:
+    """The tags of random scenes with shapes, as prompts: to choose models and settings by, where `prompts` judge."""
+    scenes = (replace(world.plan(seed, number), scribbles=0, wear=0.0) for number in numbers())
+    return tuple(
+        Asked(
+            f"{ALWAYS}, {', '.join(map(spoken, scene.tags))}",
+            5 * SEED + number,
+            tuple(tag for tag in scene.tags if tag not in UNREAD),
+        )
+        for number, scene in enumerate(islice((scene for scene in scenes if scene.shapes), count))
     )
 
 

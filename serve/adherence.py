@@ -63,7 +63,7 @@ def measure(
     """
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = {
-            name: pool.submit(_painted, run / FOLDER_OF.format(name), each.part, defaults, asked)
+            name: pool.submit(paint_and_read, run / FOLDER_OF.format(name), each.part, defaults, asked)
             for name, each in models.items()
         }
         painted = {
@@ -94,10 +94,17 @@ def share_of_concept(curated: Path) -> float:
     return sum(name in caption for caption in captions) / len(captions)
 
 
-def _painted(
+def scores(asked: Sequence[Asked], found: Sequence[Sequence[str]]) -> dict[str, tuple[int, int]]:
+    """Of each group of tags, and of the colours and the shapes of looks: how many are there, and were asked for."""
+    colours, shapes = _either(asked, found)
+    counts = {group: _hits(asked, found, group) for group in _groups(asked)} | {"colour": colours, "shape": shapes}
+    return {name: (hits, of) for name, (hits, of) in counts.items()}
+
+
+def paint_and_read(
     folder: Path, part: ModelPart, defaults: DefaultsPart, asked: Sequence[Asked]
 ) -> list[tuple[str, frozenset[str]]]:
-    """The file of each prompt's picture in `folder`, and what is read in it. In a process of its own, on one core."""
+    """The file of each prompt's picture in `folder`, and what is read in it. Takes one core of the process."""
     torch.set_num_threads(1)
     service = Local.load(part, slots=SLOTS)
     try:

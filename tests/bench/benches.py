@@ -176,6 +176,12 @@ BENCHES: tuple[Bench, ...] = (
         {"usual": Run(2400)},  # about eight minutes on two cores
     ),
     Bench(
+        "base adherence",
+        "what the small world's base models paint of random scenes' prompts",
+        "base_adherence.py",
+        {"usual": Run(1200)},  # some two minutes on two cores
+    ),
+    Bench(
         "load",
         "200 clients for two minutes at the server in miniature",
         "serve_load.py",

@@ -27,3 +27,15 @@ def test_prompts_and_seeds_are_fixed() -> None:
     assert prompts() == prompts()
     assert len({asked.seed for asked in prompts()}) == len(prompts())
     assert sum(asked.is_concept for asked in prompts()) == 16
+
+
+def test_prompts_of_scenes_are_fixed_differ_and_name_what_is_read() -> None:
+    found = world_prompts.of_scenes(40)
+    assert found == world_prompts.of_scenes(50)[:40]
+    assert found != world_prompts.of_scenes(40, seed=1)
+    assert len({asked.prompt for asked in found}) == 40
+    assert not {asked.seed for asked in found} & {asked.seed for asked in prompts()}
+    for asked in found:
+        assert all(world_prompts.spoken(tag.partition("_(")[0]) in asked.prompt for tag in asked.wanted)
+        assert any(world.group_of(tag) == "shape and colour" for tag in asked.wanted)
+        assert not asked.is_concept

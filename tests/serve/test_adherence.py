@@ -60,6 +60,17 @@ def test_the_counts_are_those_of_the_paintings(measured: Adherence) -> None:
     assert sum(len(asked.wanted) for asked in measured.prompts) == sum(s["base"][1] for s in measured.groups.values())
 
 
+def test_scores_are_counted_by_group_and_looks_by_colour_and_shape() -> None:
+    asked = (
+        world_prompts.Asked("a", 1, ("red_star", "blue_background")),
+        world_prompts.Asked("b", 2, ("blue_heart", "green_circle")),
+    )
+    found = (["red_heart", "blue_background"], ["blue_heart", "black_circle"])
+    assert adherence.scores(asked, found) == {
+        "shape and colour": (1, 3), "background": (1, 1), "colour": (2, 3), "shape": (2, 3)
+    }  # fmt: skip
+
+
 def test_a_goal_can_be_missed(measured: Adherence) -> None:
     missed = [goal.what for goal in measured.goals if not goal.met]
     assert missed == ["finetuned: the concept by its name"]
