@@ -66,7 +66,8 @@ SIZES = {
         configs=world_models.LARGE,
         recipes={
             "prior": _on_gpu(batch=256, steps=16_000) | {"optimizer": {"prior_learning_rate": 5e-4}},
-            "prior_final": _on_gpu(batch=256, steps=3_000) | {"optimizer": {"prior_learning_rate": 1e-4}},
+            "prior_final": _on_gpu(batch=256, steps=3_000)
+            | {"optimizer": {"prior_learning_rate": 5e-4, "text_encoder_learning_rate": 2.5e-4, "decay_steps": 2_900}},
             "decoder": _on_gpu(batch=64, steps=16_000),
             "decoder_final": _on_gpu(batch=64, steps=4_000),
         },
