@@ -28,6 +28,7 @@ def main() -> None:
     asked.add_argument("--weights", type=Path, help="the folder of other models: tagger, encoder, prior, decoder, ...")
     asked.add_argument("--count", type=int, default=400, help="of prompts")
     asked.add_argument("--seed", type=int, default=world_prompts.SCENES_SEED, help="of the scenes")
+    asked.add_argument("--guidance", type=float, help="of Stage C, in place of the demo's")
     add_option(asked)
     given = asked.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -36,16 +37,18 @@ def main() -> None:
             world_files.unpack(root / "weights")
         else:
             (root / "weights").symlink_to(given.weights.resolve(), target_is_directory=True)
-        rows = measured(root, world_prompts.of_scenes(given.count, seed=given.seed))
+        rows = measured(root, world_prompts.of_scenes(given.count, seed=given.seed), guidance=given.guidance)
     for row in rows:
         print(f"{row.line()}  ({row.note})")
     print("not measured: " + "; ".join(NOT_MEASURED))
     write(given.json, Answer(rows, (), NOT_MEASURED))
 
 
-def measured(root: Path, asked: tuple[world_prompts.Asked, ...]) -> list[Row]:
+def measured(root: Path, asked: tuple[world_prompts.Asked, ...], *, guidance: float | None) -> list[Row]:
     """A row for each group of tags, of the models in `root`/weights."""
     part, defaults = demo_world.model(root, root / "weights" / "prior"), demo_world.defaults()
+    if guidance is not None:
+        defaults = defaults.model_copy(update={"prior_guidance": guidance})
     shares = [asked[at::PROCESSES] for at in range(PROCESSES)]
     with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [
