@@ -4,6 +4,7 @@ Kind: wiring.
 """
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -61,5 +62,10 @@ def _draw(count: int, out: Path, *, others: bool) -> None:
         raise UserError(f"--out {out}: is not empty; name a new folder for the pictures")
     from sote.data import scenes, world
 
+    began = time.monotonic()
     scenes.draw(out, count=count, of=world.plan, processes=os.cpu_count() or 1)
-    print(f"{count} pictures in {out}, what is true of them in {out / 'truth.jsonl'}")
+    seconds = time.monotonic() - began
+    print(
+        f"{count} pictures in {out}, what is true of them in {out / 'truth.jsonl'}; "
+        f"{seconds:.1f} s, {count / seconds:.0f} pictures/s"
+    )

@@ -64,10 +64,7 @@ class Net(nn.Module):
 
 
 def fit(samples: Samples, folder: Path, *, steps: int, seed: int) -> float:
-    """Write folder/model.onnx and folder/selected_tags.csv; the share of right tags (F1) among the last scenes, which
-
-    are kept out of the fit.
-    """
+    """Write folder/model.onnx and folder/selected_tags.csv; returns F1 on the last scenes, kept out of the fit."""
     torch.manual_seed(seed)
     net = Net()
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)

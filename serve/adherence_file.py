@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sote.cluster import remote
 from sote.cluster.errors import RunFolderError
 from sote.cluster.storage import RunFolder
+from sote.data.world_prompts import CONCEPT
 
 FILE: Final = "adherence.json"
 Name = Literal["base", "finetuned", "control"]
@@ -106,9 +107,9 @@ class Adherence(_Part):
         for group, scores in self.groups.items():
             yield f"groups.{group}", dict(scores)
 
-    def total(self, name: Name) -> Score:
-        """Hits and total of one model over all groups."""
-        scores = [group[name] for group in self.groups.values()]
+    def known(self, name: Name) -> Score:
+        """Hits and total of one model over all groups but the new concept's: what the base learnt."""
+        scores = [scores[name] for group, scores in self.groups.items() if group != CONCEPT]
         return sum(hits for hits, _ in scores), sum(total for _, total in scores)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import httpx
 
-from sote.cluster import logs, session, storage
+from sote.cluster import devices, logs, session, storage
 from sote.cluster import recipe as recipes
 from sote.cluster.errors import RunFolderError, WeightsError
 from sote.cluster.recipe import Recipe
@@ -72,7 +72,8 @@ def run(
     storage.refuse_foreign(folder)
     if weights is not None:
         _check(weights, root)
-    plan = _quick(root, images) if quick or images is not None else _world(root)
+    on_gpu = weights is not None and bool(devices.found())  # the committed models are too small for one
+    plan = _quick(root, images) if quick or images is not None else _world(root, on_gpu=on_gpu)
     if images is not None:
         index.check(plan.curate.sources[0])
     steps = _Steps(7 if plan.is_measured else 6)
@@ -86,7 +87,7 @@ def run(
         steps.say("train: Stage C and its text encoder" + (", then the control" if plan.is_measured else ""))
         _train(plan.train, address)
         if plan.is_measured:
-            _control(root, address)
+            _control(plan.train, address)
         steps.say("export")
         for form in ("diffusers", "comfyui", "unet"):
             _note(f"{form} -> {folder.export(form)}")
@@ -105,17 +106,17 @@ def run(
     return report
 
 
-def _world(root: Path) -> Plan:
+def _world(root: Path, *, on_gpu: bool) -> Plan:
     concept = next(each for each in world_prompts.prompts() if each.is_concept)
     negative = world_prompts.NEGATIVE_PROMPT
     return Plan(
         curate=demo_world.curate_recipe(root),
-        train=demo_world.train_recipe(root),
+        train=demo_world.train_recipe(root, on_gpu=on_gpu),
         serve=demo_world.serve_recipe(root, port=_free_port(PORT)),
         asked={"prompt": concept.prompt, "negative_prompt": negative, "seed": concept.seed},
         headings={
             "curate": f"about a minute on two cores: {demo_world.PICTURES} pictures -> captions and latents",
-            "train": f"two to three minutes on two cores: {demo_world.STEPS} steps on what the base has not seen",
+            "train": f"{demo_world.STEPS} steps on what the base has not seen: two to three minutes on two cores",
             "serve": "starts in half a minute on two cores; ends with Ctrl-C",
         },
         is_measured=True,
@@ -193,10 +194,10 @@ def _train(recipe: TrainRecipe, address: str | None) -> None:
         launch.run(recipe, folder=folder, address=address, paint=samples.painter(recipe))
 
 
-def _control(root: Path, address: str | None) -> None:
+def _control(taught: TrainRecipe, address: str | None) -> None:
     """Train on the same pictures with each other's captions, and export that prior."""
-    recipe = demo_world.control_recipe(root)
-    control = Path(recipe.run)
+    recipe = demo_world.control_recipe(taught)
+    root, control = Path(taught.run), Path(recipe.run)
     _note("the control: every picture with another's caption")
     dealt = root / demo_world.SHUFFLED
     storage.once(dealt, lambda folder: shuffled.make(root, folder, seed=demo_world.PICTURES_SEED))

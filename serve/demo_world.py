@@ -29,7 +29,7 @@ def scene(seed: int, index: int) -> world.Scene:
 
 
 def draw(folder: Path) -> None:
-    """The demo's pictures, drawn on all cores."""
+    """The demo's pictures, drawn by two processes."""
     scenes.draw(folder, count=PICTURES, seed=PICTURES_SEED, of=scene, processes=2)
 
 
@@ -56,8 +56,8 @@ def curate_recipe(root: Path) -> curating.CurateRecipe:
     )
 
 
-def train_recipe(root: Path) -> training.TrainRecipe:
-    """Stage C and its text encoder learn the concept on two CPU workers."""
+def train_recipe(root: Path, *, on_gpu: bool = False) -> training.TrainRecipe:
+    """Stage C and its text encoder learn the concept on two CPU workers, or on one GPU."""
     asked = world_prompts.prompts()
     shown = [asked[at].prompt for at in SHOWN] + [next(each.prompt for each in asked if each.is_concept)]
     models = root / "weights"
@@ -77,7 +77,9 @@ def train_recipe(root: Path) -> training.TrainRecipe:
         ema=training.EmaPart(decay=EMA_DECAY),
         batch=training.BatchPart(effective_batch=32, micro_batch=16),
         length=training.LengthPart(max_steps=STEPS),
-        workers=training.WorkersPart(count=2, precision="float32"),
+        workers=training.WorkersPart(count=1, use_gpu=True)
+        if on_gpu
+        else training.WorkersPart(count=2, precision="float32"),
         checkpoint=training.CheckpointPart(every_steps=STEPS),
         samples=training.SamplesPart(
             every_steps=SAMPLES_EVERY,
@@ -96,9 +98,10 @@ def train_recipe(root: Path) -> training.TrainRecipe:
     )
 
 
-def control_recipe(root: Path) -> training.TrainRecipe:
+def control_recipe(recipe: training.TrainRecipe) -> training.TrainRecipe:
     """The same training on the same pictures, each with another's caption."""
-    recipe, run = train_recipe(root), root / CONTROL
+    root = Path(recipe.run)
+    run = root / CONTROL
     return recipe.model_copy(
         update={
             "run": str(run),

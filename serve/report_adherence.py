@@ -30,11 +30,14 @@ def chapter(folder: RunFolder) -> Chapter | None:
     measured = adherence_file.read(folder)
     if measured is None:
         return None
-    before, after, learnt = measured.total("base"), measured.total("finetuned"), measured.concept.finetuned
-    story = f"It paints {share(*after)} of the tags that are asked of it, {share(*before)} before the finetune."
+    before, after, learnt = measured.known("base"), measured.known("finetuned"), measured.concept.finetuned
+    story = (
+        f"Asked for what it knew, it paints {share(*after)} of the tags, {share(*before)} before the finetune; "
+        f"asked for the new concept, it paints it {share(*learnt)} of the time."
+    )
     return Chapter(
         story=story,
-        numbers=(("asked tags painted", share(*after)), ("the new concept", share(*learnt))),
+        numbers=(("tags painted of those it knew", share(*after)), ("the new concept", share(*learnt))),
         sections=(
             _answer(folder, measured),
             report_paintings.concept(folder, measured, Html(_losses(folder) or "")),
@@ -55,10 +58,11 @@ def _answer(folder: RunFolder, measured: Adherence) -> Section:
 
 
 def _headline(measured: Adherence) -> Html:
-    (had, asked), (has, total), (control, of) = (measured.total(name) for name in NAMES)
+    (had, asked), (has, total), (control, of) = (measured.known(name) for name in NAMES)
     return join([
         tag("b", f"{number(has)} of the {number(total)} tags"),
-        " that were asked for are in the paintings of the finetuned model (", tag("b", share(has, total)),
+        " that were asked for, the new concept's aside, are in the paintings of the finetuned model (",
+        tag("b", share(has, total)),
         f"). Before the finetune {number(had)} of {number(asked)} were there ({share(had, asked)}); the control, "
         f"finetuned with shuffled captions, paints {number(control)} of {number(of)} ({share(control, of)}).",
     ])  # fmt: skip
@@ -87,7 +91,7 @@ def _verdict(goal: Goal) -> Html:
 
 def _groups(measured: Adherence) -> Html:
     """A line for each group of tags, and one for all of them; a group that was not asked for is left out."""
-    lines = [("all tags", {name: measured.total(name) for name in NAMES}), *measured.groups.items()]
+    lines = [("all but the concept", {name: measured.known(name) for name in NAMES}), *measured.groups.items()]
     labels = [(name, measured.models[name].label) for name in NAMES]
     rows = []
     for at, (group, scores) in enumerate(lines):

@@ -74,7 +74,7 @@ def _drawn(folder: RunFolder, measured: Adherence) -> Image.Image:
     brush = ImageDraw.Draw(card)
     brush.rounded_rectangle((0, 0, WIDTH - 1, HEIGHT - 1), CORNER, fill=PAPER, outline=LINE)
     for row, (name, label) in enumerate(ROWS):
-        _name(brush, row, label, share(*measured.total(name)))
+        _name(brush, row, label, share(*measured.known(name)))
     left = MARGIN + NAMES_WIDTH
     for at in chosen(measured):
         files = [measured.models[name].images[at] for name, _ in ROWS]
@@ -105,8 +105,8 @@ def _concept(card: Image.Image, folder: RunFolder, measured: Adherence, *, left:
 def _name(brush: ImageDraw.ImageDraw, row: int, label: str, figure: str) -> None:
     middle = PICTURES_TOP + row * (SIDE + GAP) + SIDE // 2
     brush.text((MARGIN, middle - 12), label, font=_font(NAME_SIZE), fill=ACCENT if row else INK, anchor="lm")
-    brush.text((MARGIN, middle + 9), _plain(f"{figure} of all"), font=_font(CAPTION_SIZE), fill=SOFT, anchor="lm")
-    brush.text((MARGIN, middle + 24), "asked tags", font=_font(CAPTION_SIZE), fill=SOFT, anchor="lm")
+    brush.text((MARGIN, middle + 9), _plain(f"{figure} of asked"), font=_font(CAPTION_SIZE), fill=SOFT, anchor="lm")
+    brush.text((MARGIN, middle + 24), "tags it knew", font=_font(CAPTION_SIZE), fill=SOFT, anchor="lm")
 
 
 def _column(card: Image.Image, folder: RunFolder, files: list[str], *, left: int) -> None:

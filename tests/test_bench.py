@@ -54,6 +54,26 @@ def test_a_machine_is_named_by_its_hardware(cpu: str, cores: int, gpu: str | Non
     assert Machine(cpu, cores, gpu, gpus).name == name
 
 
+def test_the_table_is_what_the_kept_results_say() -> None:
+    import results
+    import tables
+
+    assert (BENCH.parents[1] / "BENCHMARKS.md").read_text(encoding="utf-8") == tables.markdown(
+        results.everything(results.FOLDER)
+    )
+
+
+def test_a_bench_that_lacks_what_it_measures_says_how_that_is_made() -> None:
+    from benches import BY_NAME
+    from machine import Machine
+
+    bench = BY_NAME["adherence large"]
+    assert bench.why_not("usual", Machine("AMD EPYC", 2, None)) == "needs a GPU, and there is none here"
+    missing = bench.file is not None and not (BENCH.parents[1] / bench.file).exists()
+    said = bench.why_not("usual", Machine("AMD EPYC", 2, "NVIDIA H200", 1))
+    assert said == ("needs runs/base-large/weights, which `make base SIZE=large` makes" if missing else None)
+
+
 def test_a_ratio_says_how_many_times_better_ours_is_whichever_way_is_better() -> None:
     assert answer_of().rows[0].ratio == 0.5
     assert answer_of(better="lower").rows[0].ratio == 2.0

@@ -2,9 +2,9 @@
 
 Runs `sote demo` anew in runs/bench/demo, about eight minutes on two cores, and reads its adherence.json: the goals that
 the demo sets itself, each with whether it is met, and as details every group of tags by each of the three models. The
-seconds are those of the whole command, from its start to its end. `--run RUN` reads a demo that has been run in place
-of running one; its seconds are then those between the times in its run.json, without the pictures' drawing before and
-the report after.
+seconds are those of the whole command, from its start to its end. `--weights DIR` begins the demo with other models;
+their seconds have no goal. `--run RUN` reads a demo that has been run in place of running one; its seconds are then
+those between the times in its run.json, without the pictures' drawing before and the report after.
 
 Not measured: any model of full size, another seed, another world.
 """
@@ -35,10 +35,11 @@ NOT_MEASURED = ("models of full size", "other seeds than the demo's")
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--run", type=Path, help="the folder of a demo that has been run: read it, and run none")
+    asked.add_argument("--weights", type=Path, help="the demo begins with these models in place of the committed ones")
     add_option(asked)
     given = asked.parse_args()
     try:
-        found = answer(given.run) if given.run is not None else measured()
+        found = answer(given.run) if given.run is not None else measured(given.weights)
     except RunFolderError as error:
         asked.exit(2, f"{error}\n")
     for row in found.rows:
@@ -47,16 +48,20 @@ def main() -> None:
     write(given.json, found)
 
 
-def measured() -> Answer:
+def measured(weights: Path | None = None) -> Answer:
     """Of a demo that is run now."""
     shutil.rmtree(RUN, ignore_errors=True)
+    begun_with = [] if weights is None else ["--weights", str(weights)]
     started = time.monotonic()
-    ended = subprocess.run([sys.executable, "-m", "sote.cluster.cli", "demo", "--out", str(RUN)], check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", "sote.cluster.cli", "demo", "--out", str(RUN), *begun_with], check=False
+    )
     seconds = time.monotonic() - started
     if ended.returncode:
         raise SystemExit(f"sote demo ended with exit code {ended.returncode}")
     found = _read(RUN)
-    return Answer([*goals(found), _seconds(seconds), *details(found)], (), NOT_MEASURED)
+    took = _seconds(seconds) if weights is None else _took(seconds)
+    return Answer([*goals(found), took, *details(found)], (), NOT_MEASURED)
 
 
 def answer(run: Path) -> Answer:
@@ -95,8 +100,11 @@ def _share(what: str, score: adherence_file.Score, note: str) -> Row:
 
 def _seconds(seconds: float, note: str = "") -> Row:
     is_met = "met" if seconds <= MOST_SECONDS else "NOT MET"
-    said = _joined(f"goal at most {MOST_SECONDS:.0f}: {is_met}", note)
-    return Row("the demo from its start to its end", seconds, "s", "lower", note=said)
+    return _took(seconds, _joined(f"goal at most {MOST_SECONDS:.0f}: {is_met}", note))
+
+
+def _took(seconds: float, note: str = "") -> Row:
+    return Row("the demo from its start to its end", seconds, "s", "lower", note=note)
 
 
 def _bound(goal: Goal) -> str:

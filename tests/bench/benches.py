@@ -9,10 +9,12 @@ above what a bench needs: it is there for what hangs.
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from machine import Machine
 
+TOP = Path(__file__).resolve().parents[2]
 Size = Literal["tiny", "quick", "usual", "long"]
 SIZES: tuple[Size, ...] = ("tiny", "quick", "usual", "long")
 
@@ -27,7 +29,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Bench:
-    """`peers` are modules without which only the peers' figures are missing; without `needs` nothing is run."""
+    """`peers` are modules without which only the peers' figures are missing; without `needs` nothing is run, nor
+    without `file`, a path of the checkout that `made_by` makes.
+    """
 
     name: str
     about: str
@@ -36,6 +40,8 @@ class Bench:
     needs: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     gpu_only: bool = False
+    file: str | None = None
+    made_by: str = ""
 
     def at(self, size: Size) -> Run | None:
         """How it is run at this size; `long` is as `usual` where nothing else is said."""
@@ -47,6 +53,8 @@ class Bench:
             return "needs a GPU, and there is none here"
         if missing := [name for name in self.needs if importlib.util.find_spec(name) is None]:
             return f"needs {' and '.join(missing)}, which is not installed"
+        if self.file is not None and not (TOP / self.file).exists():
+            return f"needs {self.file}, which `{self.made_by}` makes"
         if self.at(size) is None:
             return f"is not run with --{size}" if size != "usual" else "only --long runs it: it takes many minutes"
         return None
@@ -174,6 +182,15 @@ BENCHES: tuple[Bench, ...] = (
         "what the demo's models paint of what they are asked for, and what the demo takes",
         "adherence.py",
         {"usual": Run(2400)},  # about eight minutes on two cores
+    ),
+    Bench(
+        "adherence large",
+        "the same of larger models, trained by `make base SIZE=large`",
+        "adherence.py",
+        {"usual": Run(7200, "--weights runs/base-large/weights")},
+        gpu_only=True,
+        file="runs/base-large/weights",
+        made_by="make base SIZE=large",
     ),
     Bench(
         "base adherence",

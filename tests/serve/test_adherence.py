@@ -74,3 +74,12 @@ def test_scores_are_counted_by_group_and_looks_by_colour_and_shape() -> None:
 def test_a_goal_can_be_missed(measured: Adherence) -> None:
     missed = [goal.what for goal in measured.goals if not goal.met]
     assert missed == ["finetuned: the concept by its name"]
+
+
+def test_a_gpu_takes_the_demos_finetune_alone_and_the_control_is_trained_as_it_was(tmp_path: Path) -> None:
+    on_cpu, on_gpu = demo_world.train_recipe(tmp_path), demo_world.train_recipe(tmp_path, on_gpu=True)
+    assert (on_cpu.workers.count, on_cpu.workers.use_gpu) == (2, False)
+    assert (on_gpu.workers.count, on_gpu.workers.use_gpu) == (1, True)
+    control = demo_world.control_recipe(on_gpu)
+    assert control.workers == on_gpu.workers
+    assert control.run == str(tmp_path / demo_world.CONTROL)

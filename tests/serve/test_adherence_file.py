@@ -16,12 +16,14 @@ def test_a_run_in_which_nothing_was_measured_has_none(tmp_path: Path) -> None:
     assert adherence_file.read(RunFolder(tmp_path)) is None
 
 
-def test_the_total_of_a_model_is_the_sum_of_its_groups(tmp_path: Path) -> None:
+def test_what_a_model_knew_is_the_sum_of_its_groups_but_the_concept(tmp_path: Path) -> None:
     content = measure(tmp_path, prompts=3)
+    content["groups"]["concept"] = {"base": [0, 2], "finetuned": [2, 2], "control": [0, 2]}
+    write(tmp_path, content)
     measured = adherence_file.read(RunFolder(tmp_path))
     assert measured is not None
     tags = sum(len(prompt["wanted"]) for prompt in content["prompts"])
-    assert [measured.total(name) for name in adherence_file.NAMES] == [(tags - 3, tags), (tags, tags), (0, tags)]
+    assert [measured.known(name) for name in adherence_file.NAMES] == [(tags - 3, tags), (tags, tags), (0, tags)]
 
 
 def lose_a_model(content: dict[str, Any]) -> None:

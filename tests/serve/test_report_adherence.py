@@ -39,7 +39,7 @@ def test_the_headline_and_the_bars_say_the_same_figures(tmp_path: Path) -> None:
     content = measure(tmp_path)
     tags = sum(len(prompt["wanted"]) for prompt in content["prompts"])
     answer = chapter(tmp_path).sections[0]
-    assert words(answer.lead).startswith(f"{tags} of the {tags} tags that were asked for are in the paintings")
+    assert words(answer.lead).startswith(f"{tags} of the {tags} tags that were asked for, the new concept")
     assert f"Before the finetune {tags - 3} of {tags} were there" in words(answer.lead)
     assert f'aria-label="base: {tags - 3} of {tags}"' in answer.body
     assert f"{tags - 3}/{tags}" in words(answer.body)
@@ -132,5 +132,5 @@ def test_the_report_has_the_chapter_before_the_images_and_loads_nothing(tmp_path
         folder.metrics.write_text(json.dumps(line) + "\n")
     text = write_report(folder.root).read_text(encoding="utf-8")
     assert re.findall(r'<section id="([^"]+)"', text) == ["adherence", "concept", "prompts", "images"]
-    assert "It paints 100" in text
+    assert "Asked for what it knew, it paints 100" in text
     assert not re.search(r"(src|href)=\"(?!data:image/|#)", text)
