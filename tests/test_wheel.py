@@ -121,13 +121,16 @@ def test_a_wheel_alone_shows_help_checks_its_recipes_and_renders_a_cluster(site:
     assert f":{sote.__version__}" in "".join(path.read_text() for path in (tmp_path / "deploy").rglob("*.yaml"))
 
 
-def test_a_wheel_alone_has_the_caption_profiles_and_the_page(site: Path, tmp_path: Path) -> None:
+def test_a_wheel_alone_has_the_caption_profiles_the_page_and_the_demos_models(site: Path, tmp_path: Path) -> None:
     reads = (
         "from sote.data import caption_profile, recipe; from sote.serve import page; "
         "print(caption_profile.load_profile(recipe.CaptionPart().profile).groups[0], len(page.files()))"
     )
     ended = watched(site, tmp_path, f"cli.main = lambda: exec({reads!r})")
     assert ended.stdout == f"aesthetic {len(page.FILES)}\n"
+    unpacks = "from sote.train import world_files; world_files.unpack(__import__('pathlib').Path('weights'))"
+    watched(site, tmp_path, f"cli.main = lambda: exec({unpacks!r})")
+    assert (tmp_path / "weights" / "prior").is_dir()
 
 
 def done(*words: str | Path, cwd: Path) -> str:
@@ -162,9 +165,11 @@ def test_the_wheel_of_make_runs_the_demo_in_a_clean_environment(
     done(str(UV), "pip", "install", "--quiet", "--python", clean / "bin" / "python", made, cwd=tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    said = done(clean / "bin" / "sote", "demo", "--quick", "--out", "runs/demo", cwd=elsewhere)
-    report = elsewhere / "runs" / "demo" / "report.html"
+    said = done(clean / "bin" / "sote", "demo", "--out", "runs/demo", cwd=elsewhere)
+    run = elsewhere / "runs" / "demo"
     assert "report.html" in said
-    assert "</html>" in report.read_text()
+    assert "</html>" in (run / "report.html").read_text()
+    goals = json.loads((run / "adherence.json").read_text())["goals"]
+    assert [goal["what"] for goal in goals if not goal["met"]] == []
     where = "import sote; print(sote.__file__)"
     assert done(clean / "bin" / "python", "-c", where, cwd=elsewhere).startswith(os.fspath(clean))

@@ -7,8 +7,8 @@ again with a part of the blocks computed twice. Beside each rate: what share of 
 operations are (recomputation not counted), the ceiling being one large bfloat16 product of the same run; the peak of
 memory; and how far output and loss lie from eager float32's. What the pieces of a layer cost: train_pieces.py.
 Without a GPU: the same in miniature, to see that it runs; the figures say nothing about a GPU. There torch.compile only
-traces (backend "eager"): no code is compiled, and the rows say so. Traced layers compute nothing twice for the backward
-pass; eager ones do a little (ResBlock.keep_little).
+traces (backend "eager"): no code is compiled, and the rows say so. On a CPU no layer computes anything twice for the
+backward pass, as in training; on a GPU eager ones do a little (ResBlock.keep_little), traced ones nothing.
 
 The optimizer's update and the text encoder are in train_loop.py's steps, data in train_data.py, workers in
 train_overhead.py, all in miniature.
@@ -262,6 +262,8 @@ def fitting(make: Make, state: dict[str, Tensor], case: Case, size: Size) -> tup
         model, run = make(state)
         if isinstance(model, CascadeUNet):
             model.checkpoint_blocks(share)
+            if not torch.cuda.is_available():
+                model.keep_all()  # as training does on a CPU (train/task.py)
         elif share == 1.0:
             model.enable_gradient_checkpointing()  # type: ignore[operator]
         elif share > 0.0:  # diffusers computes all blocks twice, or none
