@@ -46,8 +46,8 @@ def register(app: typer.Typer, address: Callable[[], str | None]) -> None:
         if weights is not None and (images is not None or quick):
             raise UserError("--weights: goes with the whole demo alone; leave out --images and --quick")
         out = out or DEFAULT_OUT
-        minutes = "three to four" if quick or images else "about eight"
-        told = f"{minutes} minutes on two cores" if weights is None else "longer than the eight minutes of small models"
+        minutes = "three to four" if quick or images else "eight to ten"
+        told = f"{minutes} minutes on two cores" if weights is None else "longer than small models take"
         print(f"The whole river in {out}: {told}.", flush=True)
         from sote.serve import demo as whole
 

@@ -10,7 +10,7 @@ import pytest
 
 from sote.data import world_prompts
 
-MINUTES = 25  # eight on two quiet cores
+MINUTES = 25  # eight to ten on two quiet cores
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """What the demo's models paint of what they are asked for, and what the demo takes: `python tests/bench/adherence.py`.
 
-Runs `sote demo` anew in runs/bench/demo, about eight minutes on two cores, and reads its adherence.json: the goals that
-the demo sets itself, each with whether it is met, and as details every group of tags by each of the three models. The
-seconds are those of the whole command, from its start to its end. `--weights DIR` begins the demo with other models;
+Runs `sote demo` anew in runs/bench/demo, eight to ten minutes on two cores, and reads its adherence.json: the goals
+that the demo sets itself, each with whether it is met, and as details every group of tags by each of the three models.
+The seconds are those of the whole command. `--weights DIR` begins the demo with other models;
 their seconds have no goal. `--run RUN` reads a demo that has been run in place of running one; its seconds are then
 those between the times in its run.json, without the pictures' drawing before and the report after.
 

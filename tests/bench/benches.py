@@ -1,6 +1,6 @@
 """Every bench: its script, what it needs, and for each size its arguments and the most seconds that it may take.
 
-Sizes: `usual` is `make bench`, about an hour on two idle cores; `quick` shows in some minutes that all runs; `tiny` is
+Sizes: `usual` is `make bench`, 80 minutes on two idle cores; `quick` shows in some minutes that all runs; `tiny` is
 for the test of the runner, without Ray; `long` takes an hour more. A bench that lacks a size is not run at it. A run
 takes the place of all that is kept of its bench, so `usual` measures every point that is to be kept. A limit is far
 above what a bench needs: it is there for what hangs.
@@ -181,7 +181,7 @@ BENCHES: tuple[Bench, ...] = (
         "adherence",
         "what the demo's models paint of what they are asked for, and what the demo takes",
         "adherence.py",
-        {"usual": Run(2400)},  # about eight minutes on two cores
+        {"usual": Run(2400)},  # eight to ten minutes on two cores
     ),
     Bench(
         "adherence large",
